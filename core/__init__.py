@@ -1,0 +1,1 @@
+"""The recommendation, tuning, memory, learning and generation logic behind the nodes."""

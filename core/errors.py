@@ -1,0 +1,47 @@
+"""The pack's one error hierarchy.
+
+Every message says what happened, to which file or setting, and what to do. ComfyUI shows
+the message on the node that raised it, so it is written for the person at the screen.
+"""
+
+from __future__ import annotations
+
+
+class IntelligentGenerationError(Exception):
+    """Base of every error this pack raises on purpose."""
+
+
+class PromptError(IntelligentGenerationError):
+    """A prompt that cannot be used: empty, too long, or with a LoRA tag that is malformed."""
+
+
+class SettingError(IntelligentGenerationError):
+    """A setting or node input whose value is not usable."""
+
+
+class PlanError(IntelligentGenerationError):
+    """Plan JSON that is malformed, of an unknown version, or incomplete."""
+
+
+class ModelFileError(IntelligentGenerationError):
+    """A model file that is missing, truncated, corrupt, or of a kind that is not loaded."""
+
+
+class LoraError(ModelFileError):
+    """A LoRA the user named that is missing, ambiguous, unreadable, or does not fit the model."""
+
+
+class NotAvailableYetError(IntelligentGenerationError):
+    """A choice that this version of the pack does not offer yet."""
+
+
+class StorageError(IntelligentGenerationError):
+    """The database cannot be opened, upgraded, or written."""
+
+
+class SaveError(IntelligentGenerationError):
+    """An image cannot be written: disk full, folder not writable, name not allowed."""
+
+
+class HostError(IntelligentGenerationError):
+    """ComfyUI lacks something that the pack needs."""

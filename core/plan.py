@@ -1,0 +1,461 @@
+"""The objects that flow from node to node. Imports nothing of ours but the errors.
+
+Every object is an immutable pydantic model that turns into JSON and back without loss
+(`to_json`, `from_json`). The same JSON goes into the PNG, the database and the API.
+
+The way of the data::
+
+    prompt -> PromptAnalysis -> LoraPlan -+
+                    |                     +-> GenerationPlan -> Generation
+    ModelInfo ------+-> SamplingPlan -----+
+    MemoryPlan ---------------------------+
+
+Conventions: strengths, weights, confidences and factors are plain floats (a strength of 1.0
+is the LoRA as trained); confidence and complexity are in [0, 1]; sizes in pixels are image
+pixels, not latent cells; times are seconds; file and memory sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import PlanError
+
+SCHEMA_VERSION = 1
+"""Version of the JSON form of every object here. Raised when a reader of the old form would
+misread the new one; `from_json` refuses versions above it."""
+
+MAX_SEED = 2**64 - 1
+"""Largest seed ComfyUI's KSampler takes."""
+
+UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
+Strength = Annotated[float, Field(ge=-100.0, le=100.0)]
+"""A LoRA strength, in the range of ComfyUI's own LoraLoader."""
+
+ConceptCategory = Literal[
+    "character", "style", "content", "setting", "quality", "lighting", "camera", "technical"
+]
+ComplexityBand = Literal["SIMPLE", "MODERATE", "COMPLEX"]
+StyleIntent = Literal["ANIME", "PHOTOREAL", "ARTISTIC", "GENERAL"]
+ContentIntent = Literal["CHARACTER", "PORTRAIT", "LANDSCAPE", "SCENE", "OBJECT", "ABSTRACT"]
+QualityIntent = Literal["LOW", "MEDIUM", "HIGH"]
+PromptSyntax = Literal["comfy", "a1111"]
+Priority = Literal["SPEED", "BALANCED", "QUALITY"]
+Mode = Literal["AUTO", "MANUAL"]
+SaveTarget = Literal["output", "temp", "off"]
+
+_Object = TypeVar("_Object", bound="PlanObject")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PlanObject(_Frozen):
+    """An object that travels alone: it names its kind and the version of its JSON form."""
+
+    kind: str
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+    KIND: ClassVar[str]
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """The object as JSON text (UTF-8 characters kept, keys in declared order)."""
+        return self.model_dump_json(indent=indent)
+
+    @classmethod
+    def from_json(cls: type[_Object], text: str) -> _Object:
+        """The object that `to_json` wrote.
+
+        Raises:
+            PlanError: not JSON, another kind of object, a newer schema version, or a field
+                that is missing, unknown or out of range. The message names the field.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"This is not JSON: {error}. Paste the whole text.") from error
+        return cls.from_data(data)
+
+    @classmethod
+    def from_data(cls: type[_Object], data: Any) -> _Object:
+        """The object described by parsed JSON. Raises PlanError as `from_json` does."""
+        if not isinstance(data, dict):
+            raise PlanError(f"A {cls.KIND} is a JSON object, this is a {type(data).__name__}.")
+        version = data.get("schema_version", SCHEMA_VERSION)
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise PlanError(
+                f"This {cls.KIND} has schema_version {version}; this version of Intelligent "
+                f"Generation reads up to {SCHEMA_VERSION}. Update the node pack."
+            )
+        try:
+            return cls.model_validate_json(json.dumps(data))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the object itself"
+            more = error.error_count() - 1
+            raise PlanError(
+                f"This {cls.KIND} cannot be used: {where}: {first['msg']}"
+                + (f" (and {more} more)" if more else "")
+                + ". Correct it or start from an unedited plan."
+            ) from error
+
+
+class Notice(_Frozen):
+    """Something the person should know. Errors are raised instead; a notice never stops a run."""
+
+    level: Literal["info", "warning"]
+    code: str
+    """Stable machine name, snake_case, e.g. `lora_keys_unmatched`."""
+    message: str
+    """A full sentence: what, which file or word, what to do."""
+
+
+class FileRef(_Frozen):
+    """A model file as ComfyUI names it. Found again by `sha256` and `size` first, then by name."""
+
+    folder: str
+    """Key in ComfyUI's `folder_paths`: checkpoints, diffusion_models, text_encoders, vae, loras."""
+    name: str
+    """Path below that folder, with forward slashes, e.g. `styles/ink.safetensors`."""
+    size: Annotated[int, Field(ge=0)] | None = None
+    """Bytes."""
+    sha256: str | None = None
+    """Lower-case hex of the whole file; None until it has been computed."""
+
+
+# --------------------------------------------------------------------------- prompt
+
+
+class Span(_Frozen):
+    """A piece of the text with one emphasis weight, as ComfyUI will read it."""
+
+    text: str
+    weight: float
+    """Multiplies the piece's embedding. 1.0 is neutral; `(x)` 1.1, `(x:1.3)` 1.3."""
+
+
+class Clause(_Frozen):
+    """One comma- or sentence-separated thing asked for, with its emphasis."""
+
+    text: str
+    """Without parentheses and weights, trimmed, escapes resolved."""
+    weight: float
+    """Mean emphasis weight of its characters."""
+
+
+class Concept(_Frozen):
+    """A phrase of the prompt and the category it belongs to."""
+
+    category: ConceptCategory
+    text: str
+    """As it stands in the prompt, lower case."""
+    weight: float
+    """Emphasis weight of the clause it stands in."""
+
+
+class Intent(_Frozen):
+    """What kind of picture is asked for."""
+
+    style: StyleIntent
+    content: ContentIntent
+    quality: QualityIntent
+    confidence: UnitInterval
+    """How clear the evidence is: 0 nothing found, 1 everything points one way."""
+
+
+class LoraTag(_Frozen):
+    """A `<lora:name:strength>` the user wrote into the prompt: the user's own choice."""
+
+    name: str
+    model_strength: Strength = 1.0
+    clip_strength: Strength = 1.0
+
+
+class PromptAnalysis(PlanObject):
+    """What the prompt says. Made by PromptAnalyzer."""
+
+    KIND: ClassVar[str] = "PromptAnalysis"
+    kind: Literal["PromptAnalysis"] = "PromptAnalysis"
+
+    prompt: str
+    """As typed."""
+    negative_prompt: str = ""
+    """As typed."""
+    syntax: PromptSyntax = "comfy"
+    segments: tuple[str, ...]
+    """The positive text to encode, in ComfyUI's syntax, LoRA tags taken out. Usually one;
+    a1111's BREAK makes more: each is encoded alone and the results are concatenated."""
+    negative_segments: tuple[str, ...]
+    """Likewise for the negative text; `("",)` when there is none."""
+    spans: tuple[Span, ...]
+    """The positive text cut where its emphasis weight changes, in order."""
+    clauses: tuple[Clause, ...]
+    lora_tags: tuple[LoraTag, ...] = ()
+    concepts: tuple[Concept, ...]
+    mood: tuple[str, ...] = ()
+    """Mood words found, lower case, e.g. `serene`."""
+    intent: Intent
+    complexity: UnitInterval
+    complexity_band: ComplexityBand
+    """Below .3 SIMPLE, below .7 MODERATE, else COMPLEX."""
+    analyzer: Literal["builtin"] = "builtin"
+    notices: tuple[Notice, ...] = ()
+
+    def concepts_in(self, category: ConceptCategory) -> tuple[str, ...]:
+        """Texts of the concepts of one category, in prompt order."""
+        return tuple(c.text for c in self.concepts if c.category == category)
+
+
+# --------------------------------------------------------------------------- model
+
+
+class ModelPart(_Frozen):
+    """One loaded part of a model."""
+
+    role: Literal["diffusion_model", "text_encoder", "vae"]
+    files: tuple[FileRef, ...] = ()
+    """Where it was loaded from; empty when another loader made it."""
+    dtype: str
+    """Data type of most of its weights as loaded: float16, bfloat16, float8_e4m3fn, float32 ..."""
+    parameters: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class ModelInfo(PlanObject):
+    """What the loaded model is. Made by HubModelLoader, or read off any MODEL."""
+
+    KIND: ClassVar[str] = "ModelInfo"
+    kind: Literal["ModelInfo"] = "ModelInfo"
+
+    name: str
+    """For people: the file name, or `MODEL from another node`."""
+    family: str
+    """Id of a row in core/catalog/families.json, e.g. `sd15`, `sdxl`, `flux-dev`; `unknown`."""
+    variant: str | None = None
+    """Distillation or prediction variant: turbo, lightning, lcm, hyper, dmd, v-pred ..."""
+    family_confidence: UnitInterval
+    evidence: str
+    """Why this family and variant: which tensors, header fields or class said so."""
+    parts: tuple[ModelPart, ...] = ()
+    carried_patches: Annotated[int, Field(ge=0)] = 0
+    """Weights that a LoRA or merge upstream already patched when MODEL came in."""
+    notices: tuple[Notice, ...] = ()
+
+    def part(self, role: str) -> ModelPart | None:
+        return next((part for part in self.parts if part.role == role), None)
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Every file the model was loaded from, each once."""
+        return tuple(dict.fromkeys(file for part in self.parts for file in part.files))
+
+
+# --------------------------------------------------------------------------- LoRAs
+
+
+class Factor(_Frozen):
+    """One named reason in a score. The score is the sum of `value * weight` over factors."""
+
+    name: str
+    value: float
+    weight: float
+    detail: str = ""
+    """The words that matched, or what was measured."""
+
+
+class PlannedLora(_Frozen):
+    """A LoRA to apply."""
+
+    file: FileRef
+    title: str
+    model_strength: Strength
+    clip_strength: Strength
+    origin: Literal["recommended", "prompt_tag", "stack"]
+    """recommended: chosen by the pack; the others are the user's own choice and keep their
+    strength. The pack raises an error where it cannot honour a user's choice; it skips a
+    recommended one and says so."""
+    trigger_words: tuple[str, ...] = ()
+    """Those that this plan puts into the prompt because they were needed and missing."""
+    serves: tuple[str, ...] = ()
+    """Clauses of the prompt it was chosen for."""
+    confidence: UnitInterval = 1.0
+    factors: tuple[Factor, ...] = ()
+    reason: str
+    """One sentence for people."""
+
+    @property
+    def by_user(self) -> bool:
+        return self.origin != "recommended"
+
+
+class SkippedLora(_Frozen):
+    """A LoRA that was considered and left out, worth telling."""
+
+    name: str
+    code: str
+    """conflict, other_base_model, unreadable, keys_unmatched, below_confidence, over_limit ..."""
+    reason: str
+
+
+class LoraPlan(PlanObject):
+    """Which LoRAs, how strong, and the text that goes with them. Made by LoRARecommender."""
+
+    KIND: ClassVar[str] = "LoraPlan"
+    kind: Literal["LoraPlan"] = "LoraPlan"
+
+    family: str
+    """Model family it was made for."""
+    loras: tuple[PlannedLora, ...] = ()
+    """In the order of application."""
+    segments: tuple[str, ...]
+    """PromptAnalysis.segments with the needed trigger words added."""
+    skipped: tuple[SkippedLora, ...] = ()
+    candidates: Annotated[int, Field(ge=0)] = 0
+    """How many LoRAs of the library were compared."""
+    notices: tuple[Notice, ...] = ()
+
+
+# --------------------------------------------------------------------------- sampling
+
+
+class Reason(_Frozen):
+    """Why one value of the sampling plan is what it is."""
+
+    field: str
+    value: str
+    source: Literal["family", "intent", "complexity", "priority", "user", "lora", "machine"]
+    text: str
+    """One sentence, with the source of the figure."""
+
+
+class SamplingPlan(PlanObject):
+    """How to sample. Made by ParameterOptimizer."""
+
+    KIND: ClassVar[str] = "SamplingPlan"
+    kind: Literal["SamplingPlan"] = "SamplingPlan"
+
+    steps: Annotated[int, Field(ge=1, le=10000)]
+    cfg: Annotated[float, Field(ge=0.0, le=100.0)]
+    sampler: str
+    """A ComfyUI sampler name, e.g. `dpmpp_2m`."""
+    scheduler: str
+    """A ComfyUI scheduler name, e.g. `karras`."""
+    width: Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
+    height: Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 1
+    denoise: UnitInterval = 1.0
+    clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
+    """1 = last layer of the text encoder, 2 = the one before, as people count it; None leaves
+    the model's own."""
+    guidance: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """Embedded (distilled) guidance for models that take it, such as Flux dev; None otherwise."""
+    shift: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """Flow-matching time shift; None leaves the model's own."""
+    priority: Priority = "BALANCED"
+    strategy: str
+    """Name of the row and rule that made the plan, e.g. `sdxl + QUALITY`."""
+    confidence: UnitInterval
+    reasons: tuple[Reason, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+
+# --------------------------------------------------------------------------- memory
+
+
+class DeviceMemory(_Frozen):
+    """One device as it was read."""
+
+    name: str
+    kind: Literal["cuda", "rocm", "mps", "xpu", "directml", "cpu", "other"]
+    total_bytes: Annotated[int, Field(ge=0)]
+
+
+class MemoryPlan(PlanObject):
+    """The memory policy. Made by MemoryStrategy. Holds totals and limits, never free memory,
+    so that the same machine gives the same plan."""
+
+    KIND: ClassVar[str] = "MemoryPlan"
+    kind: Literal["MemoryPlan"] = "MemoryPlan"
+
+    strategy: Literal["AUTO"] = "AUTO"
+    """AUTO: ComfyUI's own memory management is left alone."""
+    device: DeviceMemory
+    ram_total_bytes: Annotated[int, Field(ge=0)]
+    dynamic_vram: bool
+    """Whether this ComfyUI streams weights into VRAM by itself."""
+    vram_state: str
+    """ComfyUI's mode: NORMAL_VRAM, LOW_VRAM, HIGH_VRAM, NO_VRAM, SHARED, DISABLED."""
+    notices: tuple[Notice, ...] = ()
+
+
+# --------------------------------------------------------------------------- generation
+
+
+class GenerationPlan(PlanObject):
+    """Everything that decides the image. The same plan gives the same latent on one machine."""
+
+    KIND: ClassVar[str] = "GenerationPlan"
+    kind: Literal["GenerationPlan"] = "GenerationPlan"
+
+    analysis: PromptAnalysis
+    model: ModelInfo
+    loras: LoraPlan
+    sampling: SamplingPlan
+    memory: MemoryPlan | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+
+class ImageFile(_Frozen):
+    """A saved image, as ComfyUI's /view takes it."""
+
+    filename: str
+    subfolder: str
+    type: Literal["output", "temp"]
+
+
+class AppliedLora(_Frozen):
+    """What applying a planned LoRA did."""
+
+    file: FileRef
+    model_weights: Annotated[int, Field(ge=0)]
+    """Diffusion-model weights it patched."""
+    clip_weights: Annotated[int, Field(ge=0)]
+    """Text-encoder weights it patched."""
+
+
+class Timings(_Frozen):
+    """Wall time of each part of a run, in seconds."""
+
+    loras: float
+    encode: float
+    sample: float
+    decode: float
+
+
+class Generation(PlanObject):
+    """One finished run: the plan, what happened, and why. The record that is stored."""
+
+    KIND: ClassVar[str] = "Generation"
+    kind: Literal["Generation"] = "Generation"
+
+    id: str
+    """Unique, lower-case, safe in file names and URLs."""
+    created_at: str
+    """UTC, ISO 8601 with seconds."""
+    mode: Mode
+    plan: GenerationPlan
+    applied: tuple[AppliedLora, ...] = ()
+    images: tuple[ImageFile, ...] = ()
+    """Empty when saving was off."""
+    timings: Timings
+    explanation: str
+    differences: tuple[str, ...] = ()
+    """MANUAL: what AUTO would have done otherwise."""
+    notices: tuple[Notice, ...] = ()
+    pack_version: str
+    host: str
+    """ComfyUI and torch versions and the device, for the record."""
