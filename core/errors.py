@@ -35,6 +35,10 @@ class NotAvailableYetError(IntelligentGenerationError):
     """A choice that this version of the pack does not offer yet."""
 
 
+class UnknownGenerationError(IntelligentGenerationError):
+    """A generation id that the database does not have."""
+
+
 class StorageError(IntelligentGenerationError):
     """The database cannot be opened, upgraded, or written."""
 

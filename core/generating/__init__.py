@@ -1,0 +1,59 @@
+"""Plans -> images, records and explanations.
+
+Each name is loaded when first used: some need ComfyUI running, some the database.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .applying import AppliedLoras, apply_loras
+    from .editing import edit_plan
+    from .explanation import describe_loras, difference, explain
+    from .records import SaveLocation, load_generation, recent, recover, save_generation
+    from .replay import generation_from_png, replay_prompt
+    from .sampling import Sampled, run
+
+__all__ = [
+    "AppliedLoras",
+    "Sampled",
+    "SaveLocation",
+    "apply_loras",
+    "describe_loras",
+    "difference",
+    "edit_plan",
+    "explain",
+    "generation_from_png",
+    "load_generation",
+    "recent",
+    "recover",
+    "replay_prompt",
+    "run",
+    "save_generation",
+]
+
+_HOMES = {
+    "AppliedLoras": "applying",
+    "Sampled": "sampling",
+    "SaveLocation": "records",
+    "apply_loras": "applying",
+    "describe_loras": "explanation",
+    "difference": "explanation",
+    "edit_plan": "editing",
+    "explain": "explanation",
+    "generation_from_png": "replay",
+    "load_generation": "records",
+    "recent": "records",
+    "recover": "records",
+    "replay_prompt": "replay",
+    "run": "sampling",
+    "save_generation": "records",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

@@ -1,0 +1,45 @@
+"""Reads the machine, plans memory, loads models by the plan.
+
+What loads models needs ComfyUI running and is loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .resources import FreeMemory, Machine, MachineSource, human_bytes, read_free, read_machine
+from .strategy import plan_memory, report
+
+if TYPE_CHECKING:
+    from .loading import (
+        OWN_PATCHES,
+        LoadedModel,
+        ModelChoice,
+        choose_model,
+        describe_model,
+        load_model,
+    )
+
+__all__ = [
+    "OWN_PATCHES",
+    "FreeMemory",
+    "LoadedModel",
+    "Machine",
+    "MachineSource",
+    "ModelChoice",
+    "choose_model",
+    "describe_model",
+    "human_bytes",
+    "load_model",
+    "plan_memory",
+    "read_free",
+    "read_machine",
+    "report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".loading", __name__), name)

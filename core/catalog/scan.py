@@ -1,0 +1,112 @@
+"""Listing model files as ComfyUI lists them, with sizes and times, by `os.scandir`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .entries import UnreadableFile
+
+READABLE = (".safetensors", ".sft")
+PICKLES = (".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl")
+"""The other extensions that ComfyUI lists in its model folders."""
+
+
+class Found(NamedTuple):
+    """One file of a model folder."""
+
+    name: str
+    """Below the folder's directory, forward slashes."""
+    path: str
+    """Absolute."""
+    size: int
+    mtime_ns: int
+
+
+class Listing(NamedTuple):
+    """The files of a model folder."""
+
+    files: Mapping[str, Found]
+    """By name, sorted; of equal names the one in the earlier directory, as in ComfyUI."""
+    roots: tuple[str, ...]
+    """The directories that could be listed, absolute."""
+    problems: tuple[UnreadableFile, ...]
+    """Subdirectories that could not be listed."""
+
+    def revision(self) -> str:
+        """Changes when any file is added, removed, moved or modified; the same otherwise."""
+        text = "\n".join(f"{f.name}\0{f.path}\0{f.size}\0{f.mtime_ns}" for f in self.files.values())
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def list_files(directories: Sequence[Path]) -> Listing:
+    """The model files below the directories of one folder key.
+
+    Symbolic links to directories are followed, as ComfyUI does; one that leads back to its own
+    parent is not. A directory that does not exist counts as empty.
+    """
+    files: dict[str, Found] = {}
+    roots: list[str] = []
+    problems: list[UnreadableFile] = []
+    for directory in directories:
+        root = absolute(directory)
+        if not Path(root).is_dir():
+            continue
+        roots.append(root)
+        for found in _walk(root, "", os.path.realpath(root), (), problems):
+            files.setdefault(found.name, found)
+    return Listing(dict(sorted(files.items())), tuple(roots), tuple(problems))
+
+
+def _walk(
+    directory: str,
+    prefix: str,
+    real: str,
+    links_in: tuple[str, ...],
+    problems: list[UnreadableFile],
+) -> Iterator[Found]:
+    # `real` is `directory` with links resolved; `links_in` are the real directories of the links
+    # that led here.
+    try:
+        with os.scandir(directory) as entries:
+            rows = list(entries)
+    except OSError as error:
+        problems.append(
+            UnreadableFile(prefix or directory, f"cannot be listed: {error.strerror or error}")
+        )
+        return
+    for entry in rows:
+        name = entry.name
+        try:
+            if name.lower().endswith((*READABLE, *PICKLES)) and entry.is_file():
+                status = entry.stat()
+                yield Found(prefix + name, entry.path, status.st_size, status.st_mtime_ns)
+            elif entry.is_dir() and name != ".git":
+                inner, links = f"{real.rstrip(os.sep)}{os.sep}{name}", links_in
+                if entry.is_symlink():
+                    inner, links = os.path.realpath(entry.path), (*links_in, real)
+                    if any(_within(place, inner) for place in links):
+                        continue
+                yield from _walk(entry.path, f"{prefix}{name}/", inner, links, problems)
+        except OSError:  # removed between listing and looking
+            continue
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The absolute form of a path as it is kept in the database, links not resolved."""
+    return os.path.abspath(path)  # noqa: PTH100 - Path.absolute() would leave ".." in it
+
+
+def _within(path: str, ancestor: str) -> bool:
+    return path == ancestor or path.startswith(ancestor.rstrip(os.sep) + os.sep)
+
+
+def stem(name: str) -> str:
+    """A name without its model file extension, if it has one."""
+    for extension in (*READABLE, *PICKLES):
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return name

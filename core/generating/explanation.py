@@ -1,0 +1,161 @@
+"""A finished run in words: what was chosen, why, what was left out, how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from ..plan import (
+    GenerationPlan,
+    LoraPlan,
+    Mode,
+    Notice,
+    PlannedLora,
+    Reason,
+    SkippedLora,
+    Timings,
+)
+
+
+def explain(
+    plan: GenerationPlan,
+    *,
+    mode: Mode,
+    skipped: Sequence[SkippedLora],
+    notices: Sequence[Notice],
+    differences: Sequence[str],
+    timings: Timings,
+) -> str:
+    """The explanation as plain text, one finding a line, sections set apart by blank lines.
+
+    Args:
+        skipped: LoRAs left out, by the recommender or while applying.
+        differences: MANUAL only: what AUTO would have chosen instead.
+    """
+    sections = [
+        [_summary(plan, mode)],
+        _loras(plan.loras, {item.name for item in skipped}),
+        _reasons(plan.sampling.reasons),
+        _prompt(plan),
+        [f"Left out: {item.name}: {item.reason}" for item in skipped],
+        [f"AUTO would have: {line}" for line in differences],
+        [f"{_LEVEL[notice.level]}: {notice.message}" for notice in _unique(notices)],
+        [_performance(timings)],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+_LEVEL = {"info": "Note", "warning": "Warning"}
+
+
+def _summary(plan: GenerationPlan, mode: Mode) -> str:
+    sampling, model = plan.sampling, plan.model
+    family = model.family + (f" {model.variant}" if model.variant else "")
+    count = len(plan.loras.loras)
+    loras = "no LoRA" if count == 0 else f"{count} LoRA" + ("s" if count > 1 else "")
+    batch = f", {sampling.batch_size} images" if sampling.batch_size > 1 else ""
+    return (
+        f"{mode}: {model.name} ({family}), {loras}, {sampling.steps} steps of {sampling.sampler}/"
+        f"{sampling.scheduler}, CFG {sampling.cfg:g}, {sampling.width}×{sampling.height}{batch}, "
+        f"seed {plan.seed}. Prompt complexity {plan.analysis.complexity:.2f} "
+        f"({plan.analysis.complexity_band})."
+    )
+
+
+def describe_loras(plan: LoraPlan) -> str:
+    """A LoRA plan alone in words: what was chosen, why, and what was left out."""
+    lines = _loras(plan, frozenset())
+    lines += [f"Left out: {item.name}: {item.reason}" for item in plan.skipped]
+    lines += [f"{_LEVEL[notice.level]}: {notice.message}" for notice in plan.notices]
+    return "\n".join(lines)
+
+
+def _loras(plan: LoraPlan, skipped: Set[str]) -> list[str]:
+    lines = []
+    for lora in plan.loras:
+        strength = f"{lora.model_strength:g}"
+        if lora.clip_strength != lora.model_strength:
+            strength += f" (text encoder {lora.clip_strength:g})"
+        lines.append(f"LoRA {lora.title} at {strength}{_origin(lora)}: {lora.reason}")
+        if lora.trigger_words:
+            lines.append(f"  Trigger words added: {', '.join(lora.trigger_words)}.")
+        if lora.factors:
+            shares = ", ".join(
+                f"{factor.name} {factor.value * factor.weight:+.2f}" for factor in lora.factors
+            )
+            lines.append(f"  Confidence {lora.confidence:.2f}: {shares}.")
+        if lora.file.name in skipped:
+            lines.append("  It was not applied in this run; see below.")
+    return lines or ["No LoRA: none in the library fits this prompt and model well enough."]
+
+
+def _origin(lora: PlannedLora) -> str:
+    return {"prompt_tag": ", your tag", "stack": ", your LORA_STACK", "recommended": ""}[
+        lora.origin
+    ]
+
+
+def _reasons(reasons: Sequence[Reason]) -> list[str]:
+    return [f"{reason.field} = {reason.value}: {reason.text}" for reason in reasons]
+
+
+def _prompt(plan: GenerationPlan) -> list[str]:
+    lines = []
+    if plan.loras.segments != plan.analysis.segments or len(plan.loras.segments) > 1:
+        lines.append("Encoded prompt: " + " | ".join(plan.loras.segments))
+    intent = plan.analysis.intent
+    lines.append(
+        f"Read as {intent.style} / {intent.content} / {intent.quality} "
+        f"(confidence {intent.confidence:.2f})."
+    )
+    return lines
+
+
+def _unique(notices: Sequence[Notice]) -> list[Notice]:
+    return list(dict.fromkeys(notices))
+
+
+def _performance(timings: Timings) -> str:
+    total = timings.loras + timings.encode + timings.sample + timings.decode
+    return (
+        f"Time: {total:.2f} s (LoRAs {timings.loras:.2f}, text {timings.encode:.2f}, sampling "
+        f"{timings.sample:.2f}, decoding {timings.decode:.2f})."
+    )
+
+
+def difference(taken: GenerationPlan, auto: GenerationPlan) -> tuple[str, ...]:
+    """What AUTO would have done otherwise than the plan taken, one sentence each."""
+    lines = []
+    for field in (
+        "steps",
+        "cfg",
+        "sampler",
+        "scheduler",
+        "width",
+        "height",
+        "batch_size",
+        "denoise",
+        "clip_skip",
+        "guidance",
+        "shift",
+    ):
+        mine, theirs = getattr(taken.sampling, field), getattr(auto.sampling, field)
+        if mine != theirs:
+            lines.append(f"used {field} {_shown(theirs)} instead of {_shown(mine)}.")
+    mine = {lora.file.name: lora for lora in taken.loras.loras}
+    theirs = {lora.file.name: lora for lora in auto.loras.loras}
+    for name, lora in theirs.items():
+        if name not in mine:
+            lines.append(f"added LoRA {lora.title} at {lora.model_strength:g}.")
+        elif lora.model_strength != mine[name].model_strength:
+            lines.append(
+                f"used LoRA {lora.title} at {lora.model_strength:g} instead of "
+                f"{mine[name].model_strength:g}."
+            )
+    lines += [f"left out LoRA {lora.title}." for name, lora in mine.items() if name not in theirs]
+    if taken.loras.segments != auto.loras.segments:
+        lines.append(f"encoded the prompt as: {' | '.join(auto.loras.segments)}")
+    return tuple(lines)
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""GenerationPlan -> latent and image. The same steps, by the same code, as the stock graph:
+CheckpointLoaderSimple, LoraLoader, CLIPTextEncode, EmptyLatentImage, KSampler, VAEDecode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .. import host
+from ..errors import ModelFileError, SettingError
+from ..plan import FileRef, GenerationPlan, SamplingPlan, Timings
+from .applying import AppliedLoras, apply_loras
+
+if TYPE_CHECKING:
+    import torch
+
+ENCODINGS_KEPT = 4
+"""Encoded prompts kept with a CLIP, so that a new seed does not load the text encoder again."""
+
+
+class Sampled(NamedTuple):
+    """What sampling a plan gave."""
+
+    image: torch.Tensor
+    """IMAGE [batch, height, width, 3], float, in [0, 1]."""
+    latent: dict[str, Any]
+    """LATENT as KSampler returns it."""
+    loras: AppliedLoras
+    timings: Timings
+
+
+def run(
+    plan: GenerationPlan,
+    model: Any,
+    clip: Any,
+    vae: Any,
+    *,
+    locate: Callable[[FileRef], FileRef],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Sampled:
+    """Make the plan's image with the given MODEL, CLIP and VAE.
+
+    Raises:
+        ModelFileError: CLIP or VAE is missing.
+        LoraError: see `apply_loras`.
+        SettingError: the host lacks the plan's sampler or scheduler, or the model takes no shift.
+    """
+    sampling = plan.sampling
+    _check(sampling, clip, vae)
+    start = clock()
+    loras = apply_loras(model, clip, plan.loras.loras, locate=locate)
+    after_loras = clock()
+    positive = _encode(loras.clip, plan.loras.segments, sampling.clip_skip)
+    negative = _encode(loras.clip, plan.analysis.negative_segments, sampling.clip_skip)
+    if sampling.guidance is not None:
+        positive = host.with_guidance(positive, sampling.guidance)
+    after_encode = clock()
+    shifted = loras.model
+    if sampling.shift is not None:
+        shifted = host.with_shift(loras.model, sampling.shift)
+    latent = host.sample(
+        shifted,
+        positive,
+        negative,
+        host.empty_latent(sampling.width, sampling.height, sampling.batch_size),
+        seed=plan.seed,
+        steps=sampling.steps,
+        cfg=sampling.cfg,
+        sampler=sampling.sampler,
+        scheduler=sampling.scheduler,
+        denoise=sampling.denoise,
+    )
+    after_sample = clock()
+    image = host.decode(vae, latent)
+    return Sampled(
+        image,
+        latent,
+        loras,
+        Timings(
+            loras=after_loras - start,
+            encode=after_encode - after_loras,
+            sample=after_sample - after_encode,
+            decode=clock() - after_sample,
+        ),
+    )
+
+
+def _check(sampling: SamplingPlan, clip: Any, vae: Any) -> None:
+    if clip is None:
+        raise ModelFileError(
+            "CLIP is missing: the model file holds no text encoder. Choose one in HubModelLoader's "
+            "text_encoder_1 or wire a CLIP loader in."
+        )
+    if vae is None:
+        raise ModelFileError(
+            "VAE is missing: the model file holds none. Choose one in HubModelLoader's vae or wire "
+            "a VAE loader in."
+        )
+    for what, value, known in (
+        ("sampler", sampling.sampler, host.sampler_names()),
+        ("scheduler", sampling.scheduler, host.scheduler_names()),
+    ):
+        if value not in known:
+            raise SettingError(
+                f"This ComfyUI has no {what} called {value!r}. It has: {', '.join(known)}."
+            )
+
+
+def _encode(clip: Any, segments: tuple[str, ...], clip_skip: int | None) -> Any:
+    # Kept on the CLIP object, as in `apply_loras`: the stock graph caches CLIPTextEncode too.
+    kept: dict[Any, Any] = clip.__dict__.setdefault("_intelligent_generation_encodings", {})
+    key = (segments, clip_skip)
+    if key not in kept:
+        source = clip if clip_skip is None else host.with_clip_skip(clip, clip_skip)
+        encoding = host.encode(source, segments)
+        while len(kept) >= ENCODINGS_KEPT:
+            del kept[next(iter(kept))]
+        kept[key] = encoding
+    return kept[key]

@@ -1,0 +1,265 @@
+"""Model files -> MODEL, CLIP, VAE and what they are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import host
+from ..catalog import (
+    Catalog,
+    Detection,
+    detect_checkpoint,
+    family,
+    family_of_comfy_class,
+    name_hint,
+    read_header,
+)
+from ..errors import ModelFileError, NotAvailableYetError
+from ..plan import FileRef, ModelInfo, ModelPart, Notice
+
+MODEL_INFO = "model_info"
+"""Attachment key on MODEL: the ModelInfo it was loaded with. Clones carry it along."""
+
+PART = "model_part"
+"""Attachment key on the patchers of CLIP and VAE: the ModelPart they were loaded as."""
+
+OWN_PATCHES = "own_patches"
+"""Attachment key on the patchers of MODEL and CLIP: how many of their patches this pack added."""
+
+MODEL_FOLDERS = ("checkpoints", "diffusion_models")
+"""Folder keys of ComfyUI that hold what HubModelLoader loads."""
+
+PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl"})
+
+
+class ModelChoice(NamedTuple):
+    """Which files to load."""
+
+    model: FileRef
+    """A checkpoint, or a diffusion model alone."""
+    text_encoders: tuple[FileRef, ...] = ()
+    """None: what the checkpoint holds."""
+    vae: FileRef | None = None
+    """None: what the checkpoint holds."""
+    variant: str | None = None
+    """The user's word for the variant; empty for "none"; None to detect it."""
+
+
+class LoadedModel(NamedTuple):
+    """A loaded model and its description."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    info: ModelInfo
+
+
+def choose_model(
+    *,
+    source: str,
+    model: str,
+    text_encoders: Sequence[str] = (),
+    vae: str | None = None,
+    variant: str | None = None,
+    installed: Callable[[str], Sequence[str]],
+) -> ModelChoice:
+    """The files a user's choice means.
+
+    Args:
+        source: `local`; the hubs come later.
+        model: `checkpoints/NAME` or `diffusion_models/NAME`; a bare NAME is looked for in both.
+        installed: names of the safetensors files in a model folder, with forward slashes.
+
+    Raises:
+        NotAvailableYetError: a hub was chosen as source.
+        ModelFileError: no such file, or not a safetensors file.
+    """
+    if source != "local":
+        raise NotAvailableYetError(
+            f"source {source!r} is not available in this version. Download the model into "
+            "ComfyUI's models folder and set source to local."
+        )
+    if not model:
+        raise ModelFileError(
+            "No model is chosen. Put a checkpoint into ComfyUI's models/checkpoints folder, "
+            "reload the page, and choose it in HubModelLoader."
+        )
+    known = {
+        f"{folder}/{name}": FileRef(folder=folder, name=name)
+        for folder in MODEL_FOLDERS
+        for name in installed(folder)
+    }
+    wanted = model.replace("\\", "/")
+    matches = (
+        [known[wanted]] if wanted in known else [f for f in known.values() if f.name == wanted]
+    )
+    if len(matches) != 1:
+        raise _no_such_model(model, matches, known)
+    return ModelChoice(
+        matches[0],
+        tuple(FileRef(folder="text_encoders", name=name) for name in text_encoders),
+        FileRef(folder="vae", name=vae) if vae else None,
+        variant,
+    )
+
+
+def _no_such_model(
+    model: str, matches: Sequence[FileRef], known: Mapping[str, FileRef]
+) -> ModelFileError:
+    if matches:
+        return ModelFileError(
+            f"{model} is in more than one folder. Write checkpoints/{model} or "
+            f"diffusion_models/{model}."
+        )
+    if Path(model).suffix.lower() in PICKLE_SUFFIXES:
+        return ModelFileError(
+            f"{model} is not a safetensors file. Only safetensors files are loaded, because other "
+            "formats can run code. Convert it, or use a stock loader node."
+        )
+    near = difflib.get_close_matches(model, known, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return ModelFileError(
+        f"Model {model} is not in ComfyUI's checkpoints or diffusion_models folders "
+        f"({len(known)} safetensors files there).{hint}"
+    )
+
+
+def load_model(choice: ModelChoice, catalog: Catalog) -> LoadedModel:
+    """Load a model by ComfyUI's own loaders.
+
+    Headers are read first, so that a truncated or foreign file is refused before anything large
+    is loaded.
+
+    Raises:
+        ModelFileError: a file is missing, damaged, or not what it is used as.
+    """
+    paths = {file: catalog.path(file) for file in _files(choice)}
+    header = read_header(paths[choice.model])
+    for path in list(paths.values())[1:]:
+        read_header(path)
+    detection, notices = _detect(detect_checkpoint(header), choice)
+
+    host.check_interrupt()
+    clip = vae = None
+    if choice.model.folder == "checkpoints":
+        model, clip, vae = host.load_checkpoint(paths[choice.model])
+    else:
+        model = host.load_diffusion_model(paths[choice.model])
+    if detection.family == "unknown":
+        # ComfyUI may know a family that our table does not separate by tensors.
+        known = family_of_comfy_class(host.comfy_class(model))
+        detection = detection._replace(
+            family=known,
+            confidence=0.0 if known == "unknown" else 0.5,
+            evidence=f"ComfyUI loaded it as {host.comfy_class(model)}",
+        )
+    if choice.text_encoders:
+        host.check_interrupt()
+        clip = host.load_text_encoders(
+            [paths[file] for file in choice.text_encoders],
+            family(detection.family).text_encoder_type,
+        )
+    if choice.vae is not None:
+        host.check_interrupt()
+        vae = host.load_vae(paths[choice.vae])
+
+    main = (choice.model,)
+    parts = [_part("diffusion_model", main, host.diffusion_module(model))]
+    if clip is not None:
+        files = choice.text_encoders or main
+        parts.append(_part("text_encoder", files, host.text_encoder_module(clip)))
+        host.attach(clip.patcher, PART, parts[-1])
+    if vae is not None:
+        files = (choice.vae,) if choice.vae is not None else main
+        parts.append(_part("vae", files, host.vae_module(vae)))
+        host.attach(vae.patcher, PART, parts[-1])
+    info = ModelInfo(
+        name=choice.model.name,
+        family=detection.family,
+        variant=detection.variant,
+        family_confidence=detection.confidence,
+        evidence=detection.evidence,
+        parts=tuple(parts),
+        notices=tuple(notices),
+    )
+    host.attach(model, MODEL_INFO, info)
+    return LoadedModel(model, clip, vae, info)
+
+
+def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
+    """ModelInfo of any MODEL: what our loader attached to it, else what ComfyUI detected.
+
+    With CLIP and VAE the parts are those that are really wired, wherever they came from. Patches
+    that other nodes added (LoRAs, merges) are counted and told: they stay, and the record of a
+    generation cannot name them.
+    """
+    info: ModelInfo | None = host.attached(model, MODEL_INFO)
+    if info is None:
+        comfy_class = host.comfy_class(model)
+        known = family_of_comfy_class(comfy_class)
+        info = ModelInfo(
+            name="MODEL from another node",
+            family=known,
+            family_confidence=0.0 if known == "unknown" else 0.8,
+            evidence=f"ComfyUI loaded it as {comfy_class}",
+            parts=(_part("diffusion_model", (), host.diffusion_module(model)),),
+        )
+    carried = _foreign_patches(model)
+    parts = info.parts
+    if clip is not None:
+        carried += _foreign_patches(clip.patcher)
+        part = host.attached(clip.patcher, PART)
+        parts = _with_part(parts, part or _part("text_encoder", (), host.text_encoder_module(clip)))
+    if vae is not None:
+        part = host.attached(vae.patcher, PART)
+        parts = _with_part(parts, part or _part("vae", (), host.vae_module(vae)))
+    notices = info.notices
+    if carried:
+        message = (
+            f"MODEL or CLIP already carries {carried} patches (a LoRA or a merge) from other "
+            "nodes. They stay. The record cannot name them: to repeat this image, use the "
+            "workflow in the PNG."
+        )
+        notices = (
+            *notices,
+            Notice(level="info", code="model_carries_patches", message=message),
+        )
+    return info.model_copy(update={"parts": parts, "carried_patches": carried, "notices": notices})
+
+
+def _foreign_patches(patcher: Any) -> int:
+    return max(0, host.patch_count(patcher) - (host.attached(patcher, OWN_PATCHES) or 0))
+
+
+def _with_part(parts: tuple[ModelPart, ...], part: ModelPart) -> tuple[ModelPart, ...]:
+    return (*(other for other in parts if other.role != part.role), part)
+
+
+def _files(choice: ModelChoice) -> list[FileRef]:
+    files = [choice.model, *choice.text_encoders]
+    return files if choice.vae is None else [*files, choice.vae]
+
+
+def _detect(found: Detection, choice: ModelChoice) -> tuple[Detection, list[Notice]]:
+    if choice.variant is not None:
+        variant = choice.variant or None
+        return found._replace(variant=variant, evidence=f"{found.evidence}; variant set by you"), []
+    hint = name_hint(Path(choice.model.name).name)
+    if hint is None or hint == found.variant:
+        return found, []
+    message = (
+        f"The name of {choice.model.name} says {hint!r}, but nothing in the file does; it is "
+        f"treated as {found.variant or 'a plain model'}. If the name is right, set variant to "
+        f"{hint}: steps and CFG depend on it."
+    )
+    return found, [Notice(level="warning", code="variant_only_in_name", message=message)]
+
+
+def _part(role: Any, files: tuple[FileRef, ...], module: Any) -> ModelPart:
+    count = host.count_weights(module)
+    return ModelPart(
+        role=role, files=files, dtype=count.dtype, parameters=count.parameters, bytes=count.bytes
+    )

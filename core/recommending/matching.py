@@ -1,0 +1,218 @@
+"""What of one LoRA stands in the prompt: the words, the clauses, and what kind of LoRA it is.
+
+Only for the few LoRAs that scored well; the index has found them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cache
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from ..catalog.entries import LoraEntry
+from .index import EntryText, joined, read_entry
+from .scoring import Query
+from .text import STOPWORDS, contains, words
+
+_TAG_WORTH = 0.5
+"""A tag's match says less of what a LoRA is for than its name's or trigger word's."""
+_TELLING_SHARE = 0.5
+"""Share of images from which a caption tag counts as what the LoRA is for."""
+_TELLING_RARITY = 0.3
+"""Rarity below which a word (`girl`, `style`, `background`) does not count as a clause served
+while there are better ones."""
+
+
+class Match(NamedTuple):
+    """One LoRA against one prompt."""
+
+    text: EntryText
+    worth: dict[str, float]
+    """The prompt's words it has, and how much each says: rarity, halved for tags."""
+    clauses: tuple[int, ...]
+    """The clauses it serves, best first."""
+    details: dict[str, str]
+    """By factor: the words that matched."""
+    kind: str | None
+    """character, style, or None where nothing says."""
+    named: bool
+    """Whether the prompt names it: its first trigger word, or most of its name."""
+    identity: frozenset[tuple[str, ...]]
+    """The telling trigger words its author named: the same set means the same LoRA."""
+    sides: frozenset[str]
+    """Styles that exclude others, by conflicts.json: anime, photoreal, painting ..."""
+
+
+def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Match:
+    """Compare one LoRA with the prompt. `rarity` is Index.rarity."""
+    text = read_entry(entry)
+    triggers = [t for t in text.triggers if " ".join(t.words) in query.phrases]
+    trigger_words = {word for t in text.triggers for word in t.words} & query.words.keys()
+    name_words = {word for name in text.names for word in _found(name, query)}
+    tags = [
+        tag
+        for tag, share in text.tags
+        if share >= _TELLING_SHARE and " ".join(tag) in query.phrases
+    ]
+    worth: dict[str, float] = {}
+    for word in [word for tag in tags for word in tag]:
+        if word not in STOPWORDS:
+            worth[word] = _TAG_WORTH * rarity(word)
+    for word in [*trigger_words, *name_words]:
+        worth[word] = rarity(word)
+    details = {
+        "trigger": _listed(
+            t.text for t in sorted(triggers, key=lambda t: -rarity(" ".join(t.words)))
+        ),
+        "trigger_share": _rarest(trigger_words, rarity),
+        "name": _rarest(name_words, rarity),
+        "tags": _rarest({" ".join(tag) for tag in tags}, rarity),
+        "description": _rarest(text.description & query.words.keys(), rarity),
+        "rarity": _rarest(trigger_words | name_words, rarity, 1),
+    }
+    return Match(
+        text=text,
+        worth=worth,
+        clauses=_served(query, worth),
+        details={factor: detail for factor, detail in details.items() if detail},
+        kind=_kind(entry, text),
+        named=_named(text, query, rarity),
+        identity=frozenset(
+            t.words
+            for t in text.triggers
+            if t.by_author and rarity(" ".join(t.words)) >= _TELLING_RARITY
+        ),
+        sides=_sides(entry, text),
+    )
+
+
+def _found(name: tuple[str, ...], query: Query) -> set[str]:
+    """The prompt's words that stand in a name, also where one of both writes them as one."""
+    found = set(name) & query.words.keys() | joined(name) & query.words.keys()
+    for clause in query.clauses:
+        for a, b in pairwise(clause):
+            if a + b in name:
+                found |= {a, b}
+    return found - STOPWORDS
+
+
+def _served(query: Query, worth: dict[str, float]) -> tuple[int, ...]:
+    scores = {}
+    for at, clause in enumerate(query.clauses):
+        value = sum(worth.get(word, 0.0) for word in set(clause))
+        best = max((worth.get(word, 0.0) for word in clause), default=0.0)
+        if value > 0:
+            scores[at] = (value, best)
+    if not scores:
+        return ()
+    top = max(value for value, _ in scores.values())
+    served = [
+        at
+        for at, (value, best) in scores.items()
+        if value == top or (value >= top / 2 and best >= _TELLING_RARITY)
+    ]
+    return tuple(sorted(served, key=lambda at: (-scores[at][0], at)))
+
+
+def _named(text: EntryText, query: Query, rarity: Callable[[str], float]) -> bool:
+    first = [t for t in text.triggers if t.by_author and t.rank == 0]
+    if any(
+        " ".join(t.words) in query.phrases and rarity(" ".join(t.words)) >= _TELLING_RARITY
+        for t in first[:1]
+    ):
+        return True
+    for name in (*text.names, *(t.words for t in first[:1])):
+        telling = set(name) - STOPWORDS
+        whole = sum(rarity(word) for word in telling)
+        if whole and sum(rarity(word) for word in _found(name, query)) >= whole / 2:
+            return True
+    return False
+
+
+def _kind(entry: LoraEntry, text: EntryText) -> str | None:
+    """By the folder it lies in, its tags as model sites give them, or `style` in its name."""
+    folders = [words(part) for part in PurePosixPath(entry.file.name).parent.parts]
+    own = [*folders, *(tag for tag, _ in text.tags)]
+    for phrase in own:
+        for kind, names in _kinds().items():
+            if phrase in names:
+                return kind
+    for phrase in (words(entry.title), *(t.words for t in text.triggers if t.by_author)):
+        if any(contains(phrase, name) for name in _kinds()["style"]):
+            return "style"
+    return None
+
+
+def _sides(entry: LoraEntry, text: EntryText) -> frozenset[str]:
+    """From the name and trigger words; from tags only for a style, as model sites tag every
+    character of an anime `anime`."""
+    said: list[tuple[str, ...]] = [words(entry.title), *text.names]
+    said += [t.words for t in text.triggers if t.by_author]
+    if _kind(entry, text) == "style":
+        said += [tag for tag, share in text.tags if share >= _TELLING_SHARE]
+    return sides_of(said)
+
+
+def sides_of(phrases: Iterable[tuple[str, ...]]) -> frozenset[str]:
+    """Which mutually exclusive styles the phrases speak of."""
+    phrases = list(phrases)
+    return frozenset(
+        side
+        for side, names in _side_words().items()
+        if any(contains(phrase, name) for phrase in phrases for name in names)
+    )
+
+
+def opposed(a: Iterable[str], b: Iterable[str]) -> tuple[str, str] | None:
+    """A side of `a` and a side of `b` that exclude each other, or None."""
+    theirs = set(b)
+    for mine in sorted(a):
+        for other in sorted(theirs):
+            if frozenset((mine, other)) in _opposed():
+                return mine, other
+    return None
+
+
+def side_of_intent(style: str) -> str | None:
+    """The side that a PromptAnalysis.intent.style stands for."""
+    rows = _conflicts()["intents"]
+    return next((row["side"] for row in rows if row["style"] == style), None)
+
+
+def _rarest(terms: Iterable[str], rarity: Callable[[str], float], most: int = 5) -> str:
+    return _listed(sorted(terms, key=lambda term: (-rarity(term), term)), most)
+
+
+def intent_value(entry: LoraEntry, side: str, clarity: float) -> float:
+    """The `intent` factor: how clearly the prompt asks for the style that this LoRA gives."""
+    text = read_entry(entry)
+    is_style = _kind(entry, text) == "style"
+    return clarity if is_style and side in _sides(entry, text) else 0.0
+
+
+def _listed(texts: Iterable[str], most: int = 5) -> str:
+    return ", ".join(list(dict.fromkeys(texts))[:most])
+
+
+@cache
+def _conflicts() -> dict[str, list[dict[str, str]]]:
+    return json.loads(Path(__file__).with_name("conflicts.json").read_text("utf-8"))
+
+
+@cache
+def _side_words() -> dict[str, tuple[tuple[str, ...], ...]]:
+    return {row["side"]: tuple(map(words, row["words"])) for row in _conflicts()["sides"]}
+
+
+@cache
+def _opposed() -> frozenset[frozenset[str]]:
+    return frozenset(frozenset((row["a"], row["b"])) for row in _conflicts()["opposed"])
+
+
+@cache
+def _kinds() -> dict[str, frozenset[tuple[str, ...]]]:
+    data = json.loads(Path(__file__).with_name("kinds.json").read_text("utf-8"))
+    return {row["kind"]: frozenset(map(words, row["words"])) for row in data["kinds"]}

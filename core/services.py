@@ -1,0 +1,527 @@
+"""Where the parts are put together: what each node does, in terms of the rooms.
+
+One `Services` a process. The database and the catalog open at first use, never at ComfyUI's
+start.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import threading
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import host
+from .catalog import Catalog, lora_fit
+from .errors import (
+    IntelligentGenerationError,
+    PlanError,
+    SettingError,
+    UnknownGenerationError,
+)
+from .generating import (
+    SaveLocation,
+    apply_loras,
+    difference,
+    edit_plan,
+    explain,
+    generation_from_png,
+    load_generation,
+    recent,
+    recover,
+    replay_prompt,
+    run,
+    save_generation,
+)
+from .learning import NOT_RATED, record_rating, revision
+from .memory import (
+    LoadedModel,
+    ModelChoice,
+    choose_model,
+    describe_model,
+    load_model,
+    plan_memory,
+    read_free,
+    read_machine,
+    report,
+)
+from .plan import (
+    FileRef,
+    Generation,
+    GenerationPlan,
+    LoraPlan,
+    MemoryPlan,
+    ModelInfo,
+    Notice,
+    PromptAnalysis,
+    SamplingPlan,
+)
+from .recommending import RecommendSettings, UserLora, recommend, with_user_loras
+from .storage import Database
+from .tuning import SamplingOverrides, optimize
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SETTINGS = RecommendSettings()
+NO_OVERRIDES = SamplingOverrides()
+
+DATABASE_URL = "INTELLIGENT_GENERATION_DATABASE_URL"
+"""Environment variable with any SQLAlchemy URL; default: SQLite in the protected user folder."""
+
+
+class SamplerRequest(NamedTuple):
+    """What IntelligentSampler was given."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    mode: Any
+    seed: int | None
+    """None: draw one."""
+    save: Any
+    filename_prefix: str
+    plan_text: str
+    analysis: PromptAnalysis | None
+    lora_plan: LoraPlan | None
+    sampling_plan: SamplingPlan | None
+    memory_plan: MemoryPlan | None
+    workflow_prompt: Any
+    """The API prompt being run, for the PNG."""
+    extra_pnginfo: Any
+    """ComfyUI's own metadata (the workflow), for the PNG; None from a bare API call."""
+
+
+class SamplerResult(NamedTuple):
+    """What IntelligentSampler gives."""
+
+    image: torch.Tensor
+    latent: dict[str, Any]
+    generation: Generation
+
+
+class FetchedLoras(NamedTuple):
+    """What CivitAILoRAFetcher gives."""
+
+    plan: LoraPlan
+    model: Any
+    clip: Any
+    report: str
+
+
+class Services:
+    """The pack at work in one process. Safe to use from several threads."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self._lock = threading.RLock()
+        self._database: Database | None = None
+        self._catalog: Catalog | None = None
+        self._hashing: dict[Path, threading.Thread] = {}
+
+    # ------------------------------------------------------------------ data
+
+    @property
+    def database(self) -> Database:
+        """Opened, upgraded and recovered from crashes at first use. Raises StorageError."""
+        with self._lock:
+            if self._database is None:
+                database = Database.open(self._database_url)
+                recover(database, now=datetime.now(timezone.utc))
+                self._database = database
+            return self._database
+
+    @property
+    def catalog(self) -> Catalog:
+        with self._lock:
+            if self._catalog is None:
+                self._catalog = Catalog(self.database, host.model_folders)
+            return self._catalog
+
+    def lora_revision(self) -> str:
+        """Changes when a LoRA file is added, removed or modified."""
+        return self.catalog.revision("loras")
+
+    def learning_revision(self) -> str:
+        """Changes when a rating is added or changed."""
+        return revision(self.database)
+
+    # ------------------------------------------------------------------ models
+
+    def choose_model(self, **choice: Any) -> ModelChoice:
+        return choose_model(**choice, installed=host.model_names)
+
+    def stamp(self, choice: ModelChoice) -> str:
+        """Changes when one of the chosen files does."""
+        files = [choice.model, *choice.text_encoders, *filter(None, [choice.vae])]
+        return repr([host.file_stamp(file.folder, file.name) for file in files])
+
+    def load_model(self, choice: ModelChoice) -> LoadedModel:
+        """Load the chosen model; its files are hashed in the background for the record."""
+        loaded = load_model(choice, self.catalog)
+        for file in loaded.info.files:
+            self._hash_in_background(self.catalog.path(file))
+        return loaded
+
+    def plan_memory(self, strategy: str) -> tuple[MemoryPlan, str]:
+        """The memory policy of this machine and a report for people."""
+        machine = host.HostMachine()
+        plan = plan_memory(read_machine(machine), strategy=strategy)
+        text = report(plan, read_free(machine))
+        log.info("Intelligent Generation: %s", text)
+        return plan, text
+
+    # ------------------------------------------------------------------ planning
+
+    def recommend(
+        self,
+        analysis: PromptAnalysis,
+        model: Any,
+        *,
+        settings: RecommendSettings = DEFAULT_SETTINGS,
+        stack: Sequence[tuple[str, float, float]] = (),
+    ) -> LoraPlan:
+        """The LoRA plan for a prompt and a model (ModelInfo or MODEL)."""
+        return recommend(
+            analysis,
+            self.catalog.loras(),
+            family=self._info(model).family,
+            fit=lora_fit,
+            settings=settings,
+            user_loras=self._user_loras(analysis, stack),
+        )
+
+    def optimize(
+        self,
+        analysis: PromptAnalysis,
+        model: Any,
+        *,
+        priority: Any = "BALANCED",
+        batch_size: int = 1,
+        lora_plan: LoraPlan | None = None,
+        overrides: SamplingOverrides = NO_OVERRIDES,
+    ) -> SamplingPlan:
+        """The sampling plan for a prompt and a model (ModelInfo or MODEL)."""
+        return optimize(
+            analysis,
+            self._info(model),
+            priority=priority,
+            overrides=overrides,
+            batch_size=batch_size,
+            accelerators=self._accelerators(lora_plan),
+            samplers=host.sampler_names(),
+            schedulers=host.scheduler_names(),
+        )
+
+    def fetch_loras(
+        self,
+        plan: LoraPlan | None,
+        stack: Sequence[tuple[str, float, float]],
+        model: Any,
+        clip: Any,
+    ) -> FetchedLoras:
+        """The plan with every file found on disk, applied to MODEL and CLIP where given."""
+        if plan is None:
+            family = "unknown" if model is None else describe_model(model).family
+            plan = LoraPlan(family=family, segments=("",))
+        plan = with_user_loras(plan, self._stack_loras(stack))
+        located = plan.model_copy(
+            update={
+                "loras": tuple(
+                    lora.model_copy(update={"file": self._locate(lora.file)}) for lora in plan.loras
+                )
+            }
+        )
+        lines = [f"{lora.title} at {lora.model_strength:g}: on disk." for lora in located.loras]
+        if model is not None or clip is not None:
+            outcome = apply_loras(model, clip, located.loras, locate=self._locate)
+            model, clip = outcome.model, outcome.clip
+            lines += [f"Left out: {item.name}: {item.reason}" for item in outcome.skipped]
+            lines += [notice.message for notice in outcome.notices]
+        return FetchedLoras(located, model, clip, "\n".join(lines) or "No LoRA in the plan.")
+
+    # ------------------------------------------------------------------ generating
+
+    def generate(self, request: SamplerRequest) -> SamplerResult:
+        """Run a plan: sample, save, record, explain.
+
+        Raises:
+            PlanError: AUTO with a plan text, or a plan that is not complete.
+            IntelligentGenerationError: see `generating.run` and `save_generation`.
+        """
+        plan, differences = self._decide(request)
+        host.check_interrupt()
+        sampled = run(plan, request.model, request.clip, request.vae, locate=self._locate)
+        skipped = (*plan.loras.skipped, *sampled.loras.skipped)
+        notices = (
+            *plan.analysis.notices,
+            *plan.model.notices,
+            *plan.loras.notices,
+            *plan.sampling.notices,
+            *sampled.loras.notices,
+        )
+        plan = self._with_hashes(plan)
+        generation = Generation(
+            id=uuid.uuid4().hex,
+            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            mode=request.mode,
+            plan=plan,
+            applied=sampled.loras.applied,
+            timings=sampled.timings,
+            explanation=explain(
+                plan,
+                mode=request.mode,
+                skipped=skipped,
+                notices=notices,
+                differences=differences,
+                timings=sampled.timings,
+            ),
+            differences=differences,
+            notices=notices,
+            pack_version=pack_version(),
+            host=host.describe(),
+        )
+        generation = self._save(request, generation, sampled.image)
+        return SamplerResult(sampled.image, sampled.latent, generation)
+
+    def _decide(self, request: SamplerRequest) -> tuple[GenerationPlan, tuple[str, ...]]:
+        """The plan to run, and for MANUAL what AUTO would have done otherwise."""
+        info = describe_model(request.model, request.clip, request.vae)
+        parts: dict[str, Any] = {"model": info, "memory": request.memory_plan}
+        if request.analysis is not None:
+            parts["analysis"] = request.analysis
+            parts["loras"] = request.lora_plan or self._own_loras_only(request.analysis, info)
+            parts["sampling"] = request.sampling_plan or self.optimize(
+                request.analysis, info, lora_plan=parts["loras"]
+            )
+        parts["seed"] = secrets.randbelow(2**32) if request.seed is None else request.seed
+        if request.mode == "AUTO":
+            if request.plan_text.strip():
+                raise PlanError(
+                    "There is a plan text, but mode is AUTO, which does not read it. Set mode to "
+                    "MANUAL, or clear the plan text."
+                )
+            if request.analysis is None:
+                raise PlanError(
+                    "Nothing says what to make: wire PromptAnalyzer's analysis in, or set mode to "
+                    "MANUAL and give a plan text."
+                )
+            return GenerationPlan(**parts), ()
+        if not request.plan_text.strip():
+            raise PlanError("mode is MANUAL, but there is no plan text. Give one, or use AUTO.")
+        as_json = {
+            name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+            for name, value in parts.items()
+            if value is not None
+        }
+        wanted = edit_plan(as_json, request.plan_text)
+        taken = self._with_real_model(wanted, info)
+        if request.analysis is None:
+            return taken, ()
+        return taken, difference(taken, GenerationPlan(**parts))
+
+    def _with_real_model(self, plan: GenerationPlan, info: ModelInfo) -> GenerationPlan:
+        """The plan with the model that is wired in; a notice if it was made with another."""
+        actual = {self._sha256(file) for file in info.files}
+        strangers = [
+            file.name for file in plan.model.files if file.sha256 and file.sha256 not in actual
+        ]
+        if strangers and actual:
+            message = (
+                f"The plan was made with {', '.join(strangers)}, which is not what is wired in "
+                f"({info.name}). The image will differ."
+            )
+            notice = Notice(level="warning", code="other_model_than_planned", message=message)
+            info = info.model_copy(update={"notices": (*info.notices, notice)})
+        return plan.model_copy(update={"model": info})
+
+    def _save(
+        self, request: SamplerRequest, generation: Generation, image: torch.Tensor
+    ) -> Generation:
+        location = None
+        if request.save != "off":
+            height, width = image.shape[1:3]
+            place = host.save_place(request.filename_prefix, request.save, width, height)
+            location = SaveLocation(
+                directory=place.directory,
+                subfolder=place.subfolder,
+                type=request.save,
+                stem=place.filename,
+                counter=place.counter,
+            )
+        text = {} if request.workflow_prompt is None else {"prompt": request.workflow_prompt}
+        text |= request.extra_pnginfo or {}
+        return save_generation(
+            self.database,
+            generation,
+            host.to_pixels(image),
+            location,
+            {key: json.dumps(value) for key, value in text.items()},
+            embed_metadata=host.metadata_enabled(),
+            now=datetime.now(timezone.utc),
+        )
+
+    # ------------------------------------------------------------------ records
+
+    def generation(self, generation_id: str) -> Generation:
+        """The record with this id. Raises UnknownGenerationError."""
+        found = load_generation(self.database, generation_id)
+        if found is None:
+            raise UnknownGenerationError(
+                f"There is no generation {generation_id!r}. The ids of the newest are listed at "
+                "/intelligent_generation/generations."
+            )
+        return found
+
+    def recent(self, limit: int) -> tuple[Generation, ...]:
+        """The newest records, newest first."""
+        return recent(self.database, limit)
+
+    def rate(self, generation_id: str | None, rating: int, comment: str) -> str:
+        """Store a rating; what was done, in words. Raises SettingError, UnknownGenerationError."""
+        if generation_id is None and rating != NOT_RATED:
+            raise SettingError(
+                "There is nothing to rate: link IntelligentSampler's generation, or give a "
+                "generation_id."
+            )
+        return record_rating(
+            self.database, generation_id or "", rating, comment, now=datetime.now(timezone.utc)
+        ).message
+
+    def replay(self, generation_id: str) -> dict[str, Any]:
+        """An API prompt that makes a recorded image again. Raises as `generation` and
+        `replay_prompt` do."""
+        return self._replay(self.generation(generation_id))
+
+    def replay_png(self, data: bytes) -> dict[str, Any]:
+        """The same from the bytes of a PNG that IntelligentSampler saved."""
+        return self._replay(generation_from_png(data))
+
+    def replay_json(self, data: bytes) -> dict[str, Any]:
+        """The same from a Generation as JSON."""
+        return self._replay(Generation.from_json(data.decode("utf-8", errors="replace")))
+
+    def _replay(self, generation: Generation) -> dict[str, Any]:
+        return replay_prompt(generation.plan, locate=self._locate)
+
+    # ------------------------------------------------------------------ helpers
+
+    def _info(self, model: Any) -> ModelInfo:
+        return model if isinstance(model, ModelInfo) else describe_model(model)
+
+    def _user_loras(
+        self, analysis: PromptAnalysis, stack: Sequence[tuple[str, float, float]]
+    ) -> list[UserLora]:
+        tags = [
+            UserLora(
+                entry=self.catalog.lora_by_name(tag.name),
+                model_strength=tag.model_strength,
+                clip_strength=tag.clip_strength,
+                origin="prompt_tag",
+            )
+            for tag in analysis.lora_tags
+        ]
+        return [*tags, *self._stack_loras(stack)]
+
+    def _stack_loras(self, stack: Sequence[tuple[str, float, float]]) -> list[UserLora]:
+        return [
+            UserLora(
+                entry=self.catalog.lora_by_name(name),
+                model_strength=model_strength,
+                clip_strength=clip_strength,
+                origin="stack",
+            )
+            for name, model_strength, clip_strength in stack
+            if name not in ("", "None")  # how stack nodes of other packs write an empty slot
+        ]
+
+    def _own_loras_only(self, analysis: PromptAnalysis, info: ModelInfo) -> LoraPlan:
+        # Without LoRARecommender nothing is chosen, but the user's tags still count.
+        return self.recommend(analysis, info, settings=RecommendSettings(max_loras=0))
+
+    def _accelerators(self, plan: LoraPlan | None) -> tuple[str, ...]:
+        """Variants of the plan's acceleration LoRAs, such as lightning or lcm."""
+        if plan is None or not plan.loras:
+            return ()
+        variants = {e.file.name: e.variant for e in self.catalog.loras().entries if e.variant}
+        found = (variants.get(lora.file.name) for lora in plan.loras)
+        return tuple(variant for variant in found if variant is not None)
+
+    def _locate(self, file: FileRef) -> FileRef:
+        return self.catalog.find(file)[0]
+
+    def _with_hashes(self, plan: GenerationPlan) -> GenerationPlan:
+        """The plan with the SHA-256 of every file in it."""
+
+        def hashed(file: FileRef) -> FileRef:
+            if file.sha256:
+                return file
+            return file.model_copy(
+                update={
+                    "sha256": self._sha256(file),
+                    "size": self.catalog.path(file).stat().st_size,
+                }
+            )
+
+        parts = tuple(
+            part.model_copy(update={"files": tuple(map(hashed, part.files))})
+            for part in plan.model.parts
+        )
+        loras = tuple(
+            lora.model_copy(update={"file": hashed(lora.file)}) for lora in plan.loras.loras
+        )
+        return plan.model_copy(
+            update={
+                "model": plan.model.model_copy(update={"parts": parts}),
+                "loras": plan.loras.model_copy(update={"loras": loras}),
+            }
+        )
+
+    def _hash_in_background(self, path: Path) -> None:
+        def work() -> None:
+            try:
+                self.catalog.sha256(path)
+            except IntelligentGenerationError as error:
+                # Whoever needs the hash asks again and gets the error.
+                log.debug("Hashing %s in the background failed: %s", path, error)
+
+        with self._lock:
+            running = self._hashing.get(path)
+            if running is None or not running.is_alive():
+                # A daemon: ComfyUI's shutdown must not wait for it.
+                self._hashing[path] = threading.Thread(target=work, daemon=True)
+                self._hashing[path].start()
+
+    def _sha256(self, file: FileRef) -> str:
+        path = self.catalog.path(file)
+        with self._lock:
+            running = self._hashing.pop(path, None)
+        while running is not None and running.is_alive():
+            host.check_interrupt()
+            running.join(timeout=0.05)
+        return self.catalog.sha256(path)
+
+
+@lru_cache(maxsize=1)
+def services() -> Services:
+    """The one Services of this process."""
+    url = os.environ.get(DATABASE_URL, "").strip()
+    return Services(url or f"sqlite:///{host.user_directory() / 'intelligent_generation.db'}")
+
+
+@lru_cache(maxsize=1)
+def pack_version() -> str:
+    """The version in pyproject.toml, for the record."""
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    match = re.search(r'^version = "([^"]+)"', text, re.MULTILINE)
+    return match[1] if match else "unknown"

@@ -1,0 +1,145 @@
+"""Every table, once. Queries elsewhere use these classes and no dialect's own SQL.
+
+A change here needs a new file in migrations/versions and its number in
+`database.HEAD_REVISION`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment. Aware in Python, UTC without offset in the database, as SQLite has no offsets."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(timezone.utc).replace(tzinfo=None)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=timezone.utc)
+
+
+class Base(DeclarativeBase):
+    # Named constraints: a later migration can drop them by name on every database.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class ModelFile(Base):
+    """What was read from one model file, valid while `size` and `mtime_ns` are the file's own."""
+
+    __tablename__ = "model_files"
+
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    """Absolute."""
+    folder: Mapped[str] = mapped_column(String(64), index=True)
+    """Key in ComfyUI's `folder_paths`."""
+    size: Mapped[int] = mapped_column(BigInteger, index=True)
+    """Bytes."""
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64), index=True)
+    """Lower-case hex of the whole file; None until it has been computed."""
+    digest: Mapped[str | None] = mapped_column(Text)
+    """JSON that the catalog made from the header; None when it could not be read."""
+    digest_version: Mapped[int]
+    """Version of the reader that made `digest`."""
+    problem: Mapped[str | None] = mapped_column(Text)
+    """Why the file cannot be read; None when it can."""
+
+
+class GenerationRow(Base):
+    """One finished run. `record` is the whole Generation; the columns are for finding it."""
+
+    __tablename__ = "generations"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    schema_version: Mapped[int]
+    pack_version: Mapped[str] = mapped_column(String(64))
+    mode: Mapped[str] = mapped_column(String(16))
+    prompt: Mapped[str] = mapped_column(Text)
+    family: Mapped[str] = mapped_column(String(64), index=True)
+    seed: Mapped[str] = mapped_column(String(20))
+    """Decimal text: a seed goes up to 2**64 - 1, a database's largest integer to 2**63 - 1."""
+    record: Mapped[str] = mapped_column(Text)
+    """`Generation.to_json()`."""
+
+
+class LoraDecision(Base):
+    """One LoRA of one run, as planned. Rows are added and never changed."""
+
+    __tablename__ = "generation_loras"
+
+    generation_id: Mapped[str] = mapped_column(ForeignKey(GenerationRow.id), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    """Order of application, from 0."""
+    name: Mapped[str] = mapped_column(Text, index=True)
+    """`FileRef.name`."""
+    sha256: Mapped[str | None] = mapped_column(String(64), index=True)
+    model_strength: Mapped[float] = mapped_column(Float(53))
+    clip_strength: Mapped[float] = mapped_column(Float(53))
+    origin: Mapped[str] = mapped_column(String(16))
+    confidence: Mapped[float] = mapped_column(Float(53))
+
+
+class RatingRow(Base):
+    """A person's judgement of one run. One row a run, however often it is rated."""
+
+    __tablename__ = "ratings"
+
+    generation_id: Mapped[str] = mapped_column(ForeignKey(GenerationRow.id), primary_key=True)
+    rating: Mapped[int]
+    """1 (bad) to 5 (excellent)."""
+    comment: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    changes: Mapped[int] = mapped_column(index=True)
+    """How often the row was written, from 1. The sum over all rows grows with every change of
+    any rating, whoever writes at the same moment."""
+
+
+class SaveIntent(Base):
+    """A save under way: what a crash between the images and their record leaves behind."""
+
+    __tablename__ = "save_intents"
+
+    generation_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    owner_host: Mapped[str] = mapped_column(String(255))
+    owner_pid: Mapped[int] = mapped_column(BigInteger)
+    owner_started: Mapped[float] = mapped_column(Float(53))
+    """Start of the owner process, seconds since 1970: process ids are used again."""
+    directory: Mapped[str] = mapped_column(Text)
+    """Absolute."""
+    digests: Mapped[str] = mapped_column(Text)
+    """JSON: file name to the SHA-256 of the PNG to be written there, in order."""
+    record: Mapped[str] = mapped_column(Text)
+    """`Generation.to_json()`, as it will be stored."""

@@ -1,0 +1,40 @@
+"""MemoryStrategy: the machine -> MemoryPlan."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .sockets import CATEGORY, MemoryPlanSocket
+
+
+class MemoryStrategy(io.ComfyNode):
+    """Reads the machine and says what memory policy a run follows."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MemoryStrategy",
+            display_name="Memory Strategy",
+            category=CATEGORY,
+            description="Reads VRAM and RAM and decides how models are placed. AUTO leaves "
+            "ComfyUI's own management alone and reports what it does.",
+            inputs=[
+                io.Combo.Input(
+                    "strategy",
+                    options=["AUTO"],
+                    default="AUTO",
+                    tooltip="AUTO: ComfyUI manages memory itself.",
+                ),
+            ],
+            outputs=[
+                MemoryPlanSocket.Output("memory_plan", display_name="memory plan"),
+                io.String.Output("report", tooltip="The machine and the policy, in words."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, strategy: str) -> io.NodeOutput:
+        from ..core.services import services
+
+        plan, report = services().plan_memory(strategy)
+        return io.NodeOutput(plan, report)
