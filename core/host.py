@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 import node_helpers
-import nodes as stock_nodes
 import numpy as np
 import psutil
 import torch
@@ -31,6 +31,9 @@ from comfy.cli_args import args
 from .errors import HostError, ModelFileError, SaveError, SettingError
 
 log = logging.getLogger(__name__)
+
+stock_nodes: Any = import_module("nodes")
+"""ComfyUI's nodes.py. Not an import statement: type checkers would take our own `nodes`."""
 
 USER_DIRECTORY = "intelligent_generation"
 """Name of the protected user folder; ComfyUI prefixes it with `__` and never serves it."""
@@ -367,15 +370,6 @@ def encode(clip: Any, segments: Sequence[str]) -> Any:
 def with_guidance(conditioning: Any, guidance: float) -> Any:
     """CONDITIONING with embedded guidance, as FluxGuidance sets it."""
     return node_helpers.conditioning_set_values(conditioning, {"guidance": guidance})
-
-
-def token_weights(text: str) -> list[tuple[str, float]]:
-    """How ComfyUI's own parser reads emphasis in a text. For tests of ours against it."""
-    from comfy.sd1_clip import escape_important, unescape_important
-    from comfy.sd1_clip import token_weights as read
-
-    pieces = read(escape_important(text), 1.0)
-    return [(unescape_important(piece), weight) for piece, weight in pieces]
 
 
 # --------------------------------------------------------------------------- sampling

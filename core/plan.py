@@ -55,12 +55,14 @@ class _Frozen(BaseModel):
 
 
 class PlanObject(_Frozen):
-    """An object that travels alone: it names its kind and the version of its JSON form."""
+    """An object that travels alone: its JSON names its kind and the version of its form.
 
-    kind: str
-    schema_version: Literal[1] = SCHEMA_VERSION
+    Each has a field `kind` with its own name, which is also `KIND` of the class.
+    """
 
     KIND: ClassVar[str]
+
+    schema_version: Literal[1] = SCHEMA_VERSION
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The object as JSON text (UTF-8 characters kept, keys in declared order)."""

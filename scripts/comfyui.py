@@ -421,18 +421,28 @@ class Client:
 
     def __init__(self, address: str) -> None:
         self.id = uuid.uuid4().hex
-        self._address = address
+        self.address = address
+        """host:port"""
         self._session = _session()
 
     def get(self, path: str, **parameters: Any) -> requests.Response:
         """GET `path`, e.g. `/queue`. Raises requests.HTTPError for an error status."""
-        response = self._session.get(f"http://{self._address}{path}", params=parameters, timeout=60)
+        response = self._session.get(f"http://{self.address}{path}", params=parameters, timeout=60)
         response.raise_for_status()
         return response
 
     def post(self, path: str, body: Any = None) -> requests.Response:
         """POST `body` as JSON to `path`. The status is the caller's to look at."""
-        return self._session.post(f"http://{self._address}{path}", json=body, timeout=60)
+        return self._session.post(f"http://{self.address}{path}", json=body, timeout=60)
+
+    def post_bytes(self, path: str, body: bytes, content_type: str) -> requests.Response:
+        """POST raw bytes to `path`. The status is the caller's to look at."""
+        return self._session.post(
+            f"http://{self.address}{path}",
+            data=body,
+            headers={"Content-Type": content_type},
+            timeout=60,
+        )
 
     def object_info(self) -> dict[str, Any]:
         """What /object_info says of every node class."""
@@ -479,7 +489,7 @@ class Client:
             ComfyUIError: no message came for `timeout` seconds.
         """
         socket_ = websocket.create_connection(
-            f"ws://{self._address}/ws?clientId={self.id}",
+            f"ws://{self.address}/ws?clientId={self.id}",
             timeout=timeout,
             http_no_proxy=["127.0.0.1"],
         )

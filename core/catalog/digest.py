@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,7 +40,7 @@ _GENERATED_TITLE = re.compile(r"(?:LoRA|Checkpoint|TextualInversion)@\d")  # koh
 _NUMBER = r"(\d?\.\d+|\d)(?![\d%]|\.\d)"
 _RANGE = rf"{_NUMBER}(?:\s*(?:-|–|—|~|～|to|and)\s*{_NUMBER})?"
 _WEIGHT_THEN_NUMBER = re.compile(
-    rf"(?:\b(?:weights?|strengths?|multiplier)\b|权重)(?!\s*decay)"
+    rf"(?<!noising )(?<!noise )(?:\b(?:weights?|strengths?|multiplier)\b|权重)(?!\s*decay)"
     rf"(?:\s*(?:is|are|of|at|to|set|between|from|around|about|in|the|range|use|recommended"
     rf"|推荐|为|在|：|[:=(~≈\[]))*\s*{_RANGE}",
     re.IGNORECASE,
@@ -96,7 +96,7 @@ def unpack(text: str, file: FileRef) -> LoraEntry:
     values = from_json(text)
     try:
         values[_TRIGGERS] = tuple(TriggerWord(*word) for word in values[_TRIGGERS])
-        values[_TAGS] = tuple(map(TagCount, *values[_TAGS]))
+        values[_TAGS] = tuple(map(_tag_count, zip(*values[_TAGS], strict=True)))
         return LoraEntry(file, *values)
     except (TypeError, IndexError, KeyError) as error:
         raise ValueError("not a packed LoRA entry") from error
@@ -104,6 +104,7 @@ def unpack(text: str, file: FileRef) -> LoraEntry:
 
 _TRIGGERS = LoraEntry._fields.index("trigger_words") - 1
 _TAGS = LoraEntry._fields.index("tags") - 1
+_tag_count = partial(tuple.__new__, TagCount)  # half the time of TagCount(): there are many
 
 
 def plain_text(text: str, limit: int = MAX_DESCRIPTION) -> str:
@@ -264,10 +265,8 @@ def _recommended_weight(metadata: Mapping[str, str], description: str) -> float 
 
 def _weight_in(pattern: re.Pattern[str], text: str) -> float | None:
     for match in pattern.finditer(text):
-        low = float(match[1])
-        high = float(match[2]) if match[2] else low
-        weight = _in_range((low + high) / 2)
-        if low <= high and weight is not None:
+        low, high = float(match[1]), float(match[2] or match[1])
+        if (weight := _in_range((low + high) / 2)) is not None:
             return weight
     return None
 
@@ -279,13 +278,19 @@ def _in_range(weight: float) -> float | None:
 
 def _rank(header: SafetensorsHeader) -> int | None:
     ranks = Counter(
-        tensor.shape[0]
-        for name, tensor in header.tensors.items()
-        if name.endswith(_RANK_SUFFIXES) and len(tensor.shape) >= 2
+        islice(
+            (
+                tensor.shape[0]
+                for name, tensor in header.tensors.items()
+                if name.endswith(_RANK_SUFFIXES) and len(tensor.shape) >= 2
+            ),
+            _RANK_SAMPLE,
+        )
     )
     return ranks.most_common(1)[0][0] if ranks else None
 
 
+_RANK_SAMPLE = 64  # modules looked at: nearly every LoRA has one rank throughout
 _RANK_SUFFIXES = (
     *(".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight", ".lora_A"),
     *(".lora_A.default.weight", ".lora_linear_layer.down.weight", ".hada_w1_b", ".lokr_w2_b"),

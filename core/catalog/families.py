@@ -67,7 +67,8 @@ def all_families() -> Mapping[str, Family]:
 
 
 def _family(**row: Any) -> Family:
-    return Family(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+    fields: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in row.items()}
+    return Family(**fields)
 
 
 def family(id: str) -> Family:

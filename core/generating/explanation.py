@@ -15,6 +15,8 @@ from ..plan import (
     Timings,
 )
 
+SHOWN_FACTORS = 4
+
 
 def explain(
     plan: GenerationPlan,
@@ -79,13 +81,23 @@ def _loras(plan: LoraPlan, skipped: Set[str]) -> list[str]:
         if lora.trigger_words:
             lines.append(f"  Trigger words added: {', '.join(lora.trigger_words)}.")
         if lora.factors:
-            shares = ", ".join(
-                f"{factor.name} {factor.value * factor.weight:+.2f}" for factor in lora.factors
-            )
-            lines.append(f"  Confidence {lora.confidence:.2f}: {shares}.")
+            lines.append(f"  Confidence {lora.confidence:.2f}. {_evidence(lora)}")
         if lora.file.name in skipped:
             lines.append("  It was not applied in this run; see below.")
     return lines or ["No LoRA: none in the library fits this prompt and model well enough."]
+
+
+def _evidence(lora: PlannedLora) -> str:
+    """The factors that spoke for it, the strongest first, as shares of all that did."""
+    score = {factor.name: factor.value * factor.weight for factor in lora.factors}
+    positive = sorted(
+        ((name, value) for name, value in score.items() if value > 0), key=lambda item: -item[1]
+    )
+    total = sum(value for _, value in positive)
+    shares = (
+        f"{name.replace('_', ' ')} {value / total:.0%}" for name, value in positive[:SHOWN_FACTORS]
+    )
+    return f"Evidence: {', '.join(shares)}." if positive else "Nothing speaks for it by itself."
 
 
 def _origin(lora: PlannedLora) -> str:

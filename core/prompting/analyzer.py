@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import get_args
@@ -133,17 +133,17 @@ def _clause_bounds(
 ) -> list[tuple[int, int]]:
     """Cuts long prose further, never inside a phrase, each part keeping two words at least."""
     inside = {at for phrase in found for at in range(phrase.start + 1, phrase.end)}
+    words = [word.start() for word in _WORD.finditer(text)]
     bounds: list[tuple[int, int]] = []
     for start, end in pieces:
-        if len(_WORD.findall(text, start, end)) > LONG_CLAUSE_WORDS:
+        last = bisect_left(words, end)
+        first = bisect_left(words, start, hi=last)
+        if last - first > LONG_CLAUSE_WORDS:
             for link in _LINK.finditer(text, start, end):
-                at = link.start()
-                enough = all(
-                    len(_WORD.findall(text, *part)) > 1 for part in ((start, at), (at, end))
-                )
-                if enough and at not in inside:
-                    bounds.append((start, at))
-                    start = at
+                at = bisect_left(words, link.start(), lo=first, hi=last)
+                if at - first > 1 and last - at > 1 and link.start() not in inside:
+                    bounds.append((start, link.start()))
+                    start, first = link.start(), at
         bounds.append((start, end))
     return bounds
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,9 +38,9 @@ class Entry(NamedTuple):
     role: Role
     """modifier: joins what follows; head: takes unknown words before it along ("klimt style");
     plain: stands alone; term: as its category does."""
-    style: dict[str, float]
-    content: dict[str, float]
-    quality: dict[str, float]
+    style: Mapping[str, float]
+    content: Mapping[str, float]
+    quality: Mapping[str, float]
     """How far this phrase alone points to an intent, in [0, 1], by the intent's name."""
 
 
@@ -60,10 +61,13 @@ class Found(NamedTuple):
 class _Lexicon(NamedTuple):
     phrases: dict[tuple[str, ...], Entry]
     singulars: dict[tuple[str, ...], Entry]
-    longest: int
+    longest: dict[str, int]
+    """Words in the longest phrase that begins with this word."""
     patterns: tuple[tuple[re.Pattern[str], Entry], ...]
     fillers: frozenset[str]
     negators: frozenset[str]
+    carriers: frozenset[str]
+    """Words such as "holding", after which "a photo" is a thing and not the style."""
     irregular: dict[str, str]
 
 
@@ -75,7 +79,9 @@ class _Item(NamedTuple):
     entry: Entry | None
 
 
+_THING = Entry("content", "term", {}, {}, {})
 _BREAK = _Item("filler", 0, 0, ("",), None)
+"""Stands where brackets or quotes end a run of words."""
 
 
 def find(text: str, pieces: list[tuple[int, int]]) -> list[Found]:
@@ -84,7 +90,14 @@ def find(text: str, pieces: list[tuple[int, int]]) -> list[Found]:
     No phrase reaches over the end of a piece. Repetitions are listed again.
     """
     lexicon = _lexicon()
-    return [found for start, end in pieces for found in _phrases(_items(text, start, end, lexicon))]
+    found: list[Found] = []
+    for start, end in pieces:
+        items: list[_Item] = []
+        for part in _UNBROKEN.finditer(text, start, end):
+            items += _items(text, *part.span(), lexicon)
+            items.append(_BREAK)
+        found += _phrases(items)
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -99,15 +112,19 @@ def _lexicon() -> _Lexicon:
             words = tuple(found[0].lower() for found in _WORD.finditer(term))
             phrases.setdefault(words, entry)
             singulars.setdefault(tuple(_singular(word, irregular) for word in words), entry)
+    longest: dict[str, int] = {}
+    for words in (*phrases, *singulars):
+        longest[words[0]] = max(longest.get(words[0], 0), len(words))
     return _Lexicon(
         phrases=phrases,
         singulars=singulars,
-        longest=max(map(len, phrases)),
+        longest=longest,
         patterns=tuple(
             (re.compile(row["regex"], re.IGNORECASE), _entry(row)) for row in data["patterns"]
         ),
         fillers=frozenset(data["fillers"]),
         negators=frozenset(data["negators"]),
+        carriers=frozenset(data["carriers"]),
         irregular=irregular,
     )
 
@@ -184,7 +201,8 @@ def _pattern_key(text: str, lexicon: _Lexicon) -> str:
 def _longest(
     words: list[str], singulars: list[str], index: int, lexicon: _Lexicon
 ) -> tuple[int, Entry | None]:
-    for length in range(min(lexicon.longest, len(words) - index), 0, -1):
+    longest = max(lexicon.longest.get(form, 0) for form in (words[index], singulars[index]))
+    for length in range(min(longest, len(words) - index), 0, -1):
         upto = index + length
         entry = lexicon.phrases.get(tuple(words[index:upto])) or lexicon.singulars.get(
             tuple(singulars[index:upto])
@@ -195,19 +213,20 @@ def _longest(
 
 
 def _phrases(items: list[_Item]) -> list[Found]:
-    reader = _Reader()
+    reader = _Reader(_lexicon().carriers)
     for item in items:
         if item.kind == "known" or item.kind == "unknown":
             reader.take(item)
         else:
             reader.step_over(item)
-        reader.before = (reader.before[1], item.words[-1])
+        reader.after(item)
     reader.flush()
     return reader.found
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, carriers: frozenset[str]) -> None:
+        self.carriers = carriers
         self.found: list[Found] = []
         self.pending: list[_Item] = []
         """Modifiers and unknown words that may still join a noun."""
@@ -215,6 +234,8 @@ class _Reader:
         """The last two words."""
         self.artists = False
         """Whether unknown words here are names of artists."""
+        self.carried = False
+        """Whether a carrier stands before, with nothing but function words between."""
         self.denied_words = 0
         """How many more words the last negator reaches."""
         self.denies = False
@@ -244,8 +265,17 @@ class _Reader:
                 "content", place.start, item.end, place.words + item.words, (entry,)
             )
             return
+        if self.carried and entry.category == "style":
+            item = item._replace(entry=_THING)
         parts, self.pending = [*self.pending, item], []
-        self._emit(entry.category, parts)
+        self._emit(item.entry.category if item.entry else "content", parts)
+
+    def after(self, item: _Item) -> None:
+        self.before = (self.before[1], item.words[-1])
+        if item.words[-1] in self.carriers:
+            self.carried = True
+        elif item.kind != "filler":
+            self.carried = False
 
     def step_over(self, item: _Item) -> None:
         self.flush()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, TypeVar, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from ..plan import ContentIntent, Intent, QualityIntent, StyleIntent
 from .concepts import Found
@@ -14,13 +14,13 @@ STYLE_THRESHOLD = 0.3
 QUALITY_THRESHOLD = 0.4
 """Evidence that HIGH or LOW needs; below it the quality is MEDIUM."""
 
-FIRST_SUBJECT_POWER = 1.5
-"""The first subject named counts as one and a half: it is mostly what the picture is of."""
+FIRST_SUBJECT_POWER = 1.25
+"""The first subject named counts a quarter more: it is mostly what the picture is of."""
 
 STRONGEST_EMPHASIS = 1.5
 STRONGEST_EVIDENCE = 0.98
 
-DEFAULT_CONTENT: dict[str, dict[ContentIntent, float]] = {
+DEFAULT_CONTENT: Mapping[str, Mapping[str, float]] = {
     "character": {"CHARACTER": 0.3},
     "content": {"OBJECT": 0.15},
     "setting": {"SCENE": 0.2},
@@ -70,7 +70,7 @@ def intent(phrases: Iterable[Weighted]) -> Intent:
     )
 
 
-def _merged(hints: Iterable[dict[str, float]]) -> dict[str, float]:
+def _merged(hints: Iterable[Mapping[str, float]]) -> dict[str, float]:
     merged: dict[str, float] = {}
     for hint in hints:
         for label, strength in hint.items():
@@ -78,7 +78,9 @@ def _merged(hints: Iterable[dict[str, float]]) -> dict[str, float]:
     return merged
 
 
-def _weigh(doubt: dict, hints, emphasis: float, power: float) -> None:
+def _weigh(
+    doubt: dict[Any, float], hints: Mapping[Any, float], emphasis: float, power: float
+) -> None:
     for label, strength in hints.items():
         evidence = min(strength * emphasis, STRONGEST_EVIDENCE)
         doubt[label] *= (1.0 - evidence) ** power

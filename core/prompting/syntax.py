@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -27,6 +27,9 @@ SQUARE_FACTOR = 1 / 1.1
 
 A1111_STEPS = 20
 """A1111's default number of steps: what a prompt edit's step number is compared with."""
+
+LARGEST_USUAL_WEIGHT = 5.0
+"""Weights beyond it get a notice: mostly a colon that was not meant as a weight, "(at 10:30)"."""
 
 _MAX_STRENGTH = 100.0
 _SHOWN_CHARACTERS = 40
@@ -71,11 +74,12 @@ def read_prompt(text: str, syntax: PromptSyntax, *, negative: bool = False) -> P
     else:
         segments = (clean,)
         notices += _unbalanced_comfy(masked) + _a1111_suspected(clean)
+    spans = tuple(read_emphasis(segment) for segment in segments)
     return PromptText(
         segments=segments,
-        spans=tuple(read_emphasis(segment) for segment in segments),
-        lora_tags=() if negative else lora_tags,
-        notices=notices,
+        spans=spans,
+        lora_tags=lora_tags,
+        notices=notices + _extreme(spans),
     )
 
 
@@ -316,7 +320,7 @@ def _skip_blanks(text: str, position: int) -> int:
 
 _COMPOSITION = re.compile(r"\bAND\b")
 _COMPOSITION_WEIGHT = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)$")
-_BREAK = re.compile(r"(?<!\s)\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"(?<!\s)(?:\s*\bBREAK\b)+\s*")
 _EDIT_TOKEN = re.compile(r"\\.?|[\[\]():|]|[^\\\[\]():|]+", re.DOTALL)
 _EDIT_TIME = re.compile(r"\s*(?:\d+\.?\d*|\.\d+)\s*")
 _A1111_TOKEN = re.compile(r"\\[()\[\]\\]?|:\s*([+-]?[.\d]+)\s*\)|[()\[\]:]|[^\\()\[\]:]+")
@@ -536,6 +540,24 @@ def _stray(text: str, strays: list[int]) -> str:
     around = _excerpt(text[max(0, first - 10) :].lstrip() if first else text)
     return f'The "{text[first]}" at character {first + 1} (near "{around}") has no partner' + (
         f", nor have {more} more." if more else "."
+    )
+
+
+def _extreme(segments: Iterable[tuple[Span, ...]]) -> tuple[Notice, ...]:
+    extreme = [
+        f'"{_excerpt(span.text)}" with weight {span.weight:g}'
+        for spans in segments
+        for span in spans
+        if abs(span.weight) > LARGEST_USUAL_WEIGHT
+    ]
+    if not extreme:
+        return ()
+    return (
+        _warning(
+            "extreme_weight",
+            f"ComfyUI reads {_listed(extreme)}, which spoils most images. Give a weight below 2, "
+            "or write \\( and \\) for literal parentheses.",
+        ),
     )
 
 

@@ -6,10 +6,10 @@ import json
 import math
 import threading
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -82,30 +82,37 @@ class Field:
     """Posting lists of one field: term -> the LoRAs that have it and how strongly."""
 
     def __init__(self, size: int) -> None:
-        self._building: dict[str, tuple[array[int], array[float]]] = {}
-        self._postings: dict[str, tuple[Indices, Floats]] = {}
+        self._numbers: defaultdict[str, int] = defaultdict()
+        self._numbers.default_factory = self._numbers.__len__
+        self._building = (array("i"), array("i"), array("f"))
+        self._starts: Indices = np.zeros(1, np.int32)
+        self._positions: Indices = np.zeros(0, np.int32)
+        self._weights: Floats = np.zeros(0, np.float32)
         self.mass: Floats = np.zeros(size, np.float32)
         """Summed rarity of a LoRA's terms in this field; 0 where the field is missing."""
 
     def add(self, position: int, terms: Mapping[str, float]) -> None:
-        for term, weight in terms.items():
-            positions, weights = self._building.setdefault(term, (array("i"), array("f")))
-            positions.append(position)
-            weights.append(weight)
+        numbers, positions, weights = self._building
+        numbers.extend(map(self._numbers.__getitem__, terms))
+        positions.extend(repeat(position, len(terms)))
+        weights.extend(terms.values())
 
     def close(self) -> None:
-        for term, (positions, weights) in self._building.items():
-            self._postings[term] = (
-                np.frombuffer(positions, np.int32),
-                np.frombuffer(weights, np.float32),
-            )
-        self._building = {}
+        """Sort what was added by term. Nothing can be added afterwards."""
+        numbers, positions, weights = (np.asarray(column) for column in self._building)
+        order = np.argsort(numbers, kind="stable")
+        self._positions, self._weights = positions[order], weights[order]
+        counts = np.bincount(numbers, minlength=len(self._numbers))
+        self._starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        self._numbers.default_factory = None
+        self._building = (array("i"), array("i"), array("f"))
 
     def get(self, term: str) -> tuple[Indices, Floats] | None:
-        return self._postings.get(term)
-
-    def __contains__(self, term: str) -> bool:
-        return term in self._postings
+        number = self._numbers.get(term)
+        if number is None:
+            return None
+        rows = slice(self._starts[number], self._starts[number + 1])
+        return self._positions[rows], self._weights[rows]
 
 
 class Index:
@@ -123,10 +130,16 @@ class Index:
         self.tags = Field(size)
         """Whole tags, weighted by their share."""
         self.description = Field(size)
-        texts = [read_entry(entry) for entry in self.entries]
-        self._counts = Counter(
-            term for text in texts for term in {*_telling(text), *_phrases(text)}
+        self.families = tuple(sorted({entry.family for entry in self.entries}))
+        self.family: Indices = np.array(
+            [self.families.index(entry.family) for entry in self.entries], np.int32
         )
+        """Position of each LoRA's family in `families`."""
+        texts = [read_entry(entry) for entry in self.entries]
+        self._counts: Counter[str] = Counter()
+        for text in texts:
+            self._counts.update(_telling(text))
+        self._rarity: dict[str, float] = {}
         for position, text in enumerate(texts):
             self._add(position, text)
         for field in self.fields:
@@ -143,11 +156,22 @@ class Index:
             self.description,
         )
 
+    def family_counts(self) -> dict[str, int]:
+        """How many LoRAs each family has."""
+        counts = np.bincount(self.family, minlength=len(self.families))
+        return dict(zip(self.families, counts.tolist(), strict=True))
+
     def rarity(self, term: str) -> float:
         """How telling a word or phrase is, in [0, 1]: 0 in every LoRA, about 0.9 in one of
         thousands. The library's own rate, shrunk towards the background rates of
         vocabulary.json so that it also holds in a small library.
         """
+        known = self._rarity.get(term)
+        if known is None:
+            known = self._rarity[term] = self._measured_rarity(term)
+        return known
+
+    def _measured_rarity(self, term: str) -> float:
         rate = (self._counts[term] + _BACKGROUND_ENTRIES * _background(term)) / (
             len(self.entries) + _BACKGROUND_ENTRIES
         )
@@ -186,15 +210,10 @@ def joined(run: Sequence[str]) -> set[str]:
 
 
 def _telling(text: EntryText) -> set[str]:
-    found = {word for name in text.names for word in name}
-    found.update(word for trigger in text.triggers for word in trigger.words)
-    found.update(word for tag, _ in text.tags for word in tag)
-    return found - STOPWORDS
-
-
-def _phrases(text: EntryText) -> set[str]:
-    found = {" ".join(t.words) for t in text.triggers if len(t.words) > 1}
-    found.update(" ".join(tag) for tag, _ in text.tags if len(tag) > 1)
+    """Every word and every longer phrase that the LoRA says of itself."""
+    runs = [*text.names, *(t.words for t in text.triggers), *(tag for tag, _ in text.tags)]
+    found = set(chain.from_iterable(runs)) - STOPWORDS
+    found.update(" ".join(run) for run in runs[len(text.names) :] if len(run) > 1)
     return found
 
 

@@ -108,16 +108,14 @@ def recommend(
     """
     index = index_of(library)
     query = read_query(analysis.clauses)
-    fits = {
-        each: min(1.0, max(0.0, fit(each, family)))
-        for each in sorted({entry.family for entry in library.entries})
-    }
+    fits = {each: min(1.0, max(0.0, fit(each, family))) for each in index.families}
     users = [_user_candidate(lora, family, fit, query, index) for lora in user_loras]
     report = _Report()
     for file in library.unreadable:
         report.skip(file.name, "unreadable", file.problem)
 
     chosen: list[Candidate] = []
+    candidates = 0
     if family == _UNKNOWN:
         report.tell(
             "warning",
@@ -126,6 +124,7 @@ def recommend(
             "would do nothing or harm. Name the LoRAs you want yourself.",
         )
     else:
+        candidates = sum(count for each, count in index.family_counts().items() if fits[each] > 0)
         scores = score(index, query, fits, _intent_factor(analysis.intent))
         fitting = _sift(scores, index, query, family, fits, settings, users, report)
         chosen, losses = assign(
@@ -158,9 +157,7 @@ def recommend(
         loras=tuple(loras),
         segments=append(analysis.segments, added),
         skipped=tuple(report.skipped),
-        candidates=0
-        if family == _UNKNOWN
-        else sum(fits[entry.family] > 0 for entry in library.entries),
+        candidates=candidates,
         notices=tuple(report.notices),
     )
 
@@ -196,7 +193,7 @@ def _user_candidate(
 ) -> Candidate:
     entry = lora.entry
     where = "named in the prompt" if lora.origin == "prompt_tag" else "in the LoRA stack"
-    if family != _UNKNOWN and fit(entry.family, family) <= 0:
+    if _UNKNOWN not in (entry.family, family) and fit(entry.family, family) <= 0:
         raise LoraError(
             f'The LoRA "{entry.file.name}" ({where}) is made for {entry.family}, but the model is '
             f"{family}: it cannot be applied. Take it out, or load a {entry.family} model."
@@ -242,6 +239,8 @@ def _sift(
                 report.skip(name, "below_confidence", f"Its confidence {why}.")
         elif fits[entry.family] <= 0:
             why = f"Made for {entry.family}; the model is {family}."
+            if entry.family == _UNKNOWN:
+                why = "Its base model cannot be told; name it yourself to try it."
             report.skip(name, "other_base_model", why)
         elif entry.variant is not None:
             why = "changes how to sample, not what to paint: load it yourself if you want it"

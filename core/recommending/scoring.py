@@ -117,8 +117,8 @@ def score(
     factor of that name for one LoRA; it is slow, so only LoRAs that it could lift are asked.
     """
     positions, factors = measure(index, query)
-    fit = [fits[index.entries[position].family] or 1.0 for position in positions]
-    factors["base_model"] = np.asarray(fit, np.float32)
+    fit = np.array([fits[family] or 1.0 for family in index.families], np.float32)
+    factors["base_model"] = fit[index.family[positions]]
     crowd = math.log(max(1, len(index.entries))) / RARITY_SCALE
     factors["library"] = np.full(len(positions), crowd, np.float32)
     factors["prior"] = np.ones(len(positions), np.float32)

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-
+from intelligent_generation.core.plan import Generation
 from intelligent_generation.scripts.comfyui import (
     Client,
     ComfyUI,
@@ -21,6 +22,7 @@ from intelligent_generation.scripts.comfyui import (
 )
 from intelligent_generation.scripts.sample_library import write_library
 from intelligent_generation.scripts.sample_models import MODELS, sample_model
+from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
 CHECKPOINT = "small-sd15.safetensors"
@@ -169,3 +171,120 @@ def stock_graph() -> Callable[..., Prompt]:
 
 def _node(class_type: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": class_type, "inputs": inputs}
+
+
+@pytest.fixture(scope="session")
+def auto_graph() -> Callable[..., Prompt]:
+    """auto_graph(text, ...): the pack's whole loop as an API prompt.
+
+    Node ids: loader, analyzer, recommender, optimizer, memory, sampler, feedback. Inputs of the
+    sampler, optimizer and recommender are changed by dicts of these names.
+    """
+
+    def graph(
+        text: str = "a lighthouse at dusk, watercolor",
+        *,
+        negative: str = "",
+        syntax: str = "comfy",
+        checkpoint: str = CHECKPOINT,
+        recommender: dict[str, Any] | None = None,
+        optimizer: dict[str, Any] | None = None,
+        sampler: dict[str, Any] | None = None,
+        feedback: dict[str, Any] | None = None,
+    ) -> Prompt:
+        return {
+            "loader": _node(
+                "HubModelLoader",
+                source="local",
+                model=f"checkpoints/{checkpoint}",
+                vae="automatic",
+                variant="automatic",
+            ),
+            "analyzer": _node(
+                "PromptAnalyzer", prompt=text, negative_prompt=negative, syntax=syntax
+            ),
+            "recommender": _node(
+                "LoRARecommender",
+                analysis=["analyzer", 0],
+                model_info=["loader", 3],
+                **{
+                    "max_loras": 3,
+                    "min_confidence": 0.4,
+                    "allow_style_mixing": True,
+                    "blocked_tags": "",
+                    "allow_nsfw": False,
+                    **(recommender or {}),
+                },
+            ),
+            "optimizer": _node(
+                "ParameterOptimizer",
+                analysis=["analyzer", 0],
+                model_info=["loader", 3],
+                lora_plan=["recommender", 0],
+                **{
+                    "priority": "BALANCED",
+                    "batch_size": 1,
+                    "steps": 2,
+                    "cfg": -1.0,
+                    "sampler": "auto",
+                    "scheduler": "auto",
+                    "width": 64,
+                    "height": 64,
+                    "clip_skip": 0,
+                    "guidance": -1.0,
+                    "shift": -1.0,
+                    **(optimizer or {}),
+                },
+            ),
+            "memory": _node("MemoryStrategy", strategy="AUTO"),
+            "sampler": _node(
+                "IntelligentSampler",
+                model=["loader", 0],
+                clip=["loader", 1],
+                vae=["loader", 2],
+                **{
+                    "mode": "AUTO",
+                    "seed": 7,
+                    "save": "output",
+                    "filename_prefix": "IntelligentGeneration",
+                    "plan": "",
+                    "analysis": ["analyzer", 0],
+                    "lora_plan": ["recommender", 0],
+                    "sampling_plan": ["optimizer", 0],
+                    "memory_plan": ["memory", 0],
+                    **(sampler or {}),
+                },
+            ),
+            "feedback": _node(
+                "FeedbackRecorder",
+                generation=["sampler", 2],
+                **{"rating": 0, "comment": "", "generation_id": "", **(feedback or {})},
+            ),
+        }
+
+    return graph
+
+
+@pytest.fixture
+def record_of(client: Client) -> Callable[[Any], Generation]:
+    """record_of(run): the record of a run of `auto_graph`, from the database, by HTTP."""
+
+    def record(run: Any, node: str = "sampler") -> Generation:
+        (generation_id,) = run.outputs[node]["generation_id"]
+        return Generation.from_data(
+            client.get(f"/intelligent_generation/generations/{generation_id}").json()
+        )
+
+    return record
+
+
+@pytest.fixture
+def latent_of(comfyui: ComfyUI) -> Callable[[Any], np.ndarray]:
+    """latent_of(run): the latent that a stock SaveLatent node called "latent-file" wrote."""
+
+    def latent(run: Any) -> np.ndarray:
+        (file,) = run.outputs["latent-file"]["latents"]
+        path = comfyui.base.output / file["subfolder"] / file["filename"]
+        return load_file(path)["latent_tensor"]
+
+    return latent

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from intelligent_generation.scripts.comfyui import (
     Client,
     ComfyUI,
@@ -18,6 +16,7 @@ from intelligent_generation.scripts.comfyui import (
     PromptRefusedError,
 )
 from intelligent_generation.scripts.sample_library import rows
+from PIL import Image
 
 NOT_LOADED = "lora key not loaded"
 
