@@ -447,7 +447,7 @@ class Generation(PlanObject):
     id: str
     """Unique, lower-case, safe in file names and URLs."""
     created_at: str
-    """UTC, ISO 8601 with seconds."""
+    """UTC, ISO 8601 with milliseconds."""
     mode: Mode
     plan: GenerationPlan
     applied: tuple[AppliedLora, ...] = ()

@@ -273,7 +273,7 @@ class Services:
         plan = self._with_hashes(plan)
         generation = Generation(
             id=uuid.uuid4().hex,
-            created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created_at=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             mode=request.mode,
             plan=plan,
             applied=sampled.loras.applied,

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from . import workflow_api
 from .comfyui import (
@@ -59,7 +60,14 @@ def _run(options: argparse.Namespace) -> None:
         print(f"ComfyUI answers at {host.url} after {host.start_seconds:.1f} s", flush=True)
         if options.prompt:
             client = host.client()
-            prompt = _prompt(options, model, client.object_info())
+            prompt = auto_prompt(
+                client.object_info(),
+                text=options.prompt,
+                negative=options.negative,
+                checkpoint=model,
+                seed=secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed,
+                size=options.size or (SMALL_SIZE if options.model is None else None),
+            )
             run = client.run(prompt, on_progress=_Display(prompt))
             _print_explanation(prompt, run)
             for image in run.images():
@@ -79,14 +87,24 @@ def _prepare_models(base: Base, checkpoint: Path | None) -> str:
     return link_model(sample_model(SMALL_MODEL), base.models("checkpoints"))
 
 
-def _prompt(options: argparse.Namespace, model: str, object_info: dict[str, object]) -> Prompt:
-    workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
-    prompt = workflow_api.to_prompt(workflow, object_info)
-    seed = secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
-    size = options.size or (SMALL_SIZE if options.model is None else None)
-    changes: dict[str, dict[str, object]] = {
-        "PromptAnalyzer": {"prompt": options.prompt, "negative_prompt": options.negative},
-        "HubModelLoader": {"model": f"checkpoints/{model}"},
+def auto_prompt(
+    object_info: dict[str, Any],
+    *,
+    text: str,
+    checkpoint: str,
+    negative: str = "",
+    seed: int,
+    size: tuple[int, int] | None,
+) -> Prompt:
+    """The bundled AUTO workflow for /prompt, with these values in it.
+
+    `checkpoint` is a name below models/checkpoints; `size` is width and height in pixels, None
+    to have them chosen.
+    """
+    prompt = workflow_api.to_prompt(json.loads(WORKFLOW.read_text(encoding="utf-8")), object_info)
+    changes: dict[str, dict[str, Any]] = {
+        "PromptAnalyzer": {"prompt": text, "negative_prompt": negative},
+        "HubModelLoader": {"model": f"checkpoints/{checkpoint}"},
         "IntelligentSampler": {"seed": seed},
     }
     if size is not None:

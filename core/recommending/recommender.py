@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -235,7 +236,8 @@ def _sift(
             continue
         if too_low:
             if fits[entry.family] > 0:
-                why = f"{confidence:.2f} is below the least confidence {settings.min_confidence:g}"
+                shown = math.floor(confidence * 100) / 100  # 0.499 must not read as 0.50
+                why = f"{shown:.2f} is below the least confidence {settings.min_confidence:g}"
                 report.skip(name, "below_confidence", f"Its confidence {why}.")
         elif fits[entry.family] <= 0:
             why = f"Made for {entry.family}; the model is {family}."

@@ -239,10 +239,10 @@ def auto_graph() -> Callable[..., Prompt]:
             "memory": _node("MemoryStrategy", strategy="AUTO"),
             "sampler": _node(
                 "IntelligentSampler",
-                model=["loader", 0],
-                clip=["loader", 1],
-                vae=["loader", 2],
                 **{
+                    "model": ["loader", 0],
+                    "clip": ["loader", 1],
+                    "vae": ["loader", 2],
                     "mode": "AUTO",
                     "seed": 7,
                     "save": "output",
