@@ -12,6 +12,7 @@ import asyncio
 import json
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 
@@ -24,17 +25,15 @@ def measure(comfyui: Path, base: Path) -> dict[str, object]:
     sys.path[0] = str(comfyui)
     sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
 
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-
-    import execution  # noqa: F401 - main.py imports it first
-    import nodes
-    import server
+    import_module("comfy.options").enable_args_parsing()
+    # In main.py's order: some of them put folders on sys.path.
+    for name in ("utils.extra_config", "execution", "server", "nodes"):
+        import_module(name)
+    nodes = sys.modules["nodes"]
 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    server.PromptServer(loop)
+    sys.modules["server"].PromptServer(loop)
     loop.run_until_complete(nodes.init_extra_nodes(init_custom_nodes=False, init_api_nodes=False))
 
     before = set(sys.modules)

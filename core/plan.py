@@ -1,4 +1,4 @@
-"""The objects that flow from node to node. Imports nothing of ours but the errors.
+"""The objects that flow from node to node. Imports nothing of ours but errors and limits.
 
 Every object is an immutable pydantic model that turns into JSON and back without loss
 (`to_json`, `from_json`). The same JSON goes into the PNG, the database and the API.
@@ -23,13 +23,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import PlanError
+from .limits import MAX_SEED
 
 SCHEMA_VERSION = 1
 """Version of the JSON form of every object here. Raised when a reader of the old form would
 misread the new one; `from_json` refuses versions above it."""
-
-MAX_SEED = 2**64 - 1
-"""Largest seed ComfyUI's KSampler takes."""
 
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 Strength = Annotated[float, Field(ge=-100.0, le=100.0)]

@@ -23,7 +23,7 @@ class IntelligentSampler(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..core.plan import MAX_SEED
+        from ..core.limits import MAX_SEED
 
         return io.Schema(
             node_id="IntelligentSampler",

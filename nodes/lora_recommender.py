@@ -20,9 +20,8 @@ class LoRARecommender(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from ..core.recommending import RecommendSettings
+        from ..core.limits import MAX_LORAS, MIN_CONFIDENCE
 
-        default = RecommendSettings()
         return io.Schema(
             node_id="LoRARecommender",
             display_name="LoRA Recommender",
@@ -34,14 +33,14 @@ class LoRARecommender(io.ComfyNode):
                 model_info_input(),
                 io.Int.Input(
                     "max_loras",
-                    default=default.max_loras,
+                    default=MAX_LORAS,
                     min=0,
                     max=10,
                     tooltip="How many LoRAs may be chosen for you. 0: only your own.",
                 ),
                 io.Float.Input(
                     "min_confidence",
-                    default=default.min_confidence,
+                    default=MIN_CONFIDENCE,
                     min=0.0,
                     max=1.0,
                     step=0.01,
@@ -49,7 +48,7 @@ class LoRARecommender(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "allow_style_mixing",
-                    default=default.allow_style_mixing,
+                    default=True,
                     tooltip="Off: at most one style LoRA.",
                 ),
                 io.String.Input(
@@ -59,7 +58,7 @@ class LoRARecommender(io.ComfyNode):
                 ),
                 io.Boolean.Input(
                     "allow_nsfw",
-                    default=default.allow_nsfw,
+                    default=False,
                     tooltip="Off: LoRAs tagged as adult content are never chosen.",
                 ),
                 LoraStackSocket.Input(

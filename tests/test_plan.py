@@ -7,8 +7,8 @@ import random
 
 import pytest
 from intelligent_generation.core.errors import PlanError
+from intelligent_generation.core.limits import MAX_SEED
 from intelligent_generation.core.plan import (
-    MAX_SEED,
     Clause,
     Concept,
     DeviceMemory,

@@ -38,7 +38,7 @@ class Family(NamedTuple):
     """CivitAI's `baseModel` values."""
     header_names: tuple[str, ...]
     """Regular expressions for how headers (modelspec, kohya, ai-toolkit) name it, searched in
-    lower-case text whose underscores are spaces, then in the text as it is."""
+    the lower-case text, as it is and with its words set apart at `_` and capitals."""
     latent_channels: int
     text_encoder_type: str
     """Member of ComfyUI's comfy.sd.CLIPType, in lower case, for text encoders loaded apart."""
@@ -483,8 +483,12 @@ def _fields(what: str, kind: str) -> tuple[str, ...]:
     return tuple(_data("signatures.json")["header_fields"][what][kind])
 
 
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
 def _plain(text: str) -> str:
-    return text.lower().replace("_", " ")
+    """`dreamshaperXL_lightningDPM` -> `dreamshaper xl lightning dpm`."""
+    return _WORD_START.sub(" ", text).lower().replace("_", " ")
 
 
 def _short(text: str) -> str:

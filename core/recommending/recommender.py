@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from ..catalog.entries import LoraEntry, LoraLibrary
 from ..errors import LoraError, SettingError
+from ..limits import MAX_LORAS, MIN_CONFIDENCE
 from ..plan import Intent, LoraPlan, Notice, PlannedLora, PromptAnalysis, SkippedLora
 from .assignment import Candidate, assign
 from .index import Index, index_of
@@ -48,9 +49,9 @@ class RecommendSettings:
         SettingError: a value out of range.
     """
 
-    max_loras: int = 3
+    max_loras: int = MAX_LORAS
     """LoRAs in the plan at most; the user's own count but are never left out."""
-    min_confidence: float = 0.5
+    min_confidence: float = MIN_CONFIDENCE
     """In [0, 1]. The default is requirement 2.8's; what it measured is in weights.json."""
     allow_style_mixing: bool = True
     """Whether two style LoRAs may be used together."""

@@ -278,7 +278,9 @@ class TestCheckpoint:
         assert variant is None or variant in found.evidence
 
     def test_a_name_is_a_hint_only(self, header_of):
-        assert name_hint("xl/dreamshaperXL_lightningDPMSDE.safetensors") is None
+        assert name_hint("xl/dreamshaperXL_lightningDPMSDE.safetensors") == "lightning"
+        assert name_hint("juggernautXL_v9Rdphoto2Lightning.safetensors") == "lightning"
+        assert name_hint("enlightning.safetensors") is None
         assert name_hint("xl\\dreamshaper_XL-Lightning.safetensors") == "lightning"
         assert name_hint("sd_xl_turbo_1.0_fp16.safetensors") == "turbo"
         assert name_hint("lightning/plain.safetensors") is None
@@ -336,7 +338,7 @@ LORAS = [
                    **lora("img_in", 384, 3072, "peft")}),
     ("flux2", lora("diffusion_model.double_blocks.0.img_attn.qkv", 6144, 18432, "peft")),
     ("flux2", lora("diffusion_model.single_blocks.0.linear1", 3072, 27648, "peft")),
-    ("flux2", lora("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj", 3072, 27648, "peft")),
+    ("flux2", lora("single_transformer_blocks.0.attn.to_qkv_mlp_proj", 3072, 27648, "peft")),
     ("chroma", lora("lora_unet_distilled_guidance_layer_layers_0_in_layer", 5120, 5120)
                | lora("lora_unet_double_blocks_0_img_attn_qkv", 3072, 9216)),
     ("hunyuan-image", lora("lora_unet_double_blocks_0_img_attn_qkv", 3584, 10752)),
@@ -346,7 +348,7 @@ LORAS = [
     ("sd35", lora("lora_unet_joint_blocks_0_x_block_attn_qkv", 2432, 7296)),
     ("sd35", lora("lora_unet_joint_blocks_0_x_block_attn2_qkv", 1536, 4608)),
     ("sd35", lora("transformer.transformer_blocks.0.attn.add_q_proj", 2432, 2432, "peft")),
-    ("qwen-image", lora("transformer.transformer_blocks.0.img_mlp.net.0.proj", 3072, 12288, "peft")),
+    ("qwen-image", lora("transformer_blocks.0.img_mlp.net.0.proj", 3072, 12288, "peft")),
     ("qwen-image", lora("transformer_blocks.40.attn.to_q", 3072, 3072, "peft-default")),
     ("z-image", lora("diffusion_model.layers.0.attention.to_q", 3840, 3840, "peft")),
     ("z-image", lora("lora_unet_layers_0_attention_qkv", 3840, 11520)),

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from intelligent_generation.core.plan import MAX_SEED, Generation
+from intelligent_generation.core.limits import MAX_SEED
+from intelligent_generation.core.plan import Generation
 from intelligent_generation.scripts.comfyui import Client, ComfyUI, Prompt, PromptFailedError
 from PIL import Image
 
