@@ -54,11 +54,16 @@ def main(argv: list[str]) -> dict[str, Any]:
 
 _PARTS = ("import", "open", "read")
 
-_WORDS = (
-    *("1girl", "solo", "looking at viewer", "smile", "red hair", "green eyes", "armor", "sword"),
-    *("city", "night", "rain", "neon lights", "forest", "watercolor", "ink", "sketch", "portrait"),
-    *("simple background", "hat", "long hair", "dress", "holding", "outdoors", "sky", "cloud"),
+_ADJECTIVES = (
+    *("red", "green", "blue", "golden", "silver", "dark", "bright", "long", "short", "wide"),
+    *("old", "ornate", "torn", "wet", "glowing", "striped", "floral", "wooden", "stone", "paper"),
 )
+_NOUNS = (
+    *("hair", "eyes", "armor", "sword", "city", "night", "rain", "forest", "lantern", "castle"),
+    *("dress", "hat", "cloak", "boots", "bridge", "tower", "sky", "river", "mask", "wings"),
+)
+_TAGS = ("1girl", "solo", "looking at viewer", *(f"{a} {n}" for a in _ADJECTIVES for n in _NOUNS))
+TAGS_PER_FILE = 30
 
 
 def make_library(directory: Path, files: int, modules: int, seed: int) -> int:
@@ -66,7 +71,7 @@ def make_library(directory: Path, files: int, modules: int, seed: int) -> int:
     draw = random.Random(seed)
     total = 0
     for number in range(files):
-        name = f"{draw.choice(_WORDS).replace(' ', '_')}_{number:05d}"
+        name = f"{draw.choice(_TAGS).replace(' ', '_')}_{number:05d}"
         folder = directory / f"group_{number % 20:02d}"
         folder.mkdir(parents=True, exist_ok=True)
         data = _lora_file(name, modules, draw)
@@ -78,7 +83,7 @@ def make_library(directory: Path, files: int, modules: int, seed: int) -> int:
 def _lora_file(name: str, modules: int, draw: random.Random) -> bytes:
     context, base = draw.choice(((768, "sd_v1"), (2048, "sdxl_base_v1-0")))
     images = draw.randint(15, 120)
-    tags = draw.sample(_WORDS, 14)
+    tags = draw.sample(_TAGS, TAGS_PER_FILE)
     frequency = {name: images} | {tag: draw.randint(1, images) for tag in tags}
     header: dict[str, Any] = {
         "__metadata__": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -55,9 +56,12 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def _measure(comfyui: Path, base: Path) -> dict[str, Any]:
     script = Path(__file__).with_name("_host_process.py")
+    # Bytecode is written and read as in a person's ComfyUI.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     result = subprocess.run(
         [sys.executable, str(script), str(comfyui), str(base)],
         cwd=base,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,27 +135,23 @@ def _parse(text: bytes, data_bytes: int) -> SafetensorsHeader:
     metadata = table.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
         raise HeaderError("has a corrupt header: its __metadata__ is not a table of texts")
-    tensors: dict[str, TensorInfo] = {}
-    spans: list[tuple[int, int]] = []
-    for name, row in table.items():
-        try:
-            dtype, shape = row["dtype"], tuple(row["shape"])
-            begin, end = row["data_offsets"]
-            count = math.prod(shape)
-            if (
-                type(dtype) is not str
-                or not type(begin) is type(end) is type(count) is int
-                or not 0 <= begin <= end
-                or (shape and min(shape) < 0)
-                or count * _DTYPE_BITS.get(dtype, 0) not in (0, (end - begin) * 8)
-            ):
-                raise ValueError
-        except (KeyError, TypeError, ValueError) as error:
-            raise HeaderError(
-                f"has a corrupt header: type, shape and offsets of tensor {name!r} do not agree"
-            ) from error
-        tensors[name] = TensorInfo(dtype, shape, end - begin)
-        spans.append((begin, end))
+    try:  # column by column, as one header in thousands has 800 rows or more
+        dtypes = [row["dtype"] for row in table.values()]
+        shapes = [tuple(row["shape"]) for row in table.values()]
+        spans = [tuple(row["data_offsets"]) for row in table.values()]
+        sizes = [end - begin for begin, end in spans]
+        numbers = [*chain.from_iterable(shapes), *chain.from_iterable(spans), *sizes]
+        if not (
+            {*map(type, numbers)} <= {int}
+            and min(numbers, default=0) >= 0
+            and all(map(_agree, dtypes, shapes, sizes))
+        ):
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        raise HeaderError(
+            "has a corrupt header: type, shape and offsets of a tensor do not agree; "
+            "download it again"
+        ) from error
     spans.sort()
     cursor = 0
     for begin, end in spans:
@@ -173,4 +171,13 @@ def _parse(text: bytes, data_bytes: int) -> SafetensorsHeader:
         raise HeaderError(
             f"has {data_bytes - cursor:,} bytes more than its header describes; download it again"
         )
-    return SafetensorsHeader(metadata, tensors)
+    tensors = map(_tensor, zip(dtypes, shapes, sizes, strict=True))
+    return SafetensorsHeader(metadata, dict(zip(table, tensors, strict=True)))
+
+
+def _agree(dtype: str, shape: tuple[int, ...], size: int) -> bool:
+    bits = _DTYPE_BITS.get(dtype)
+    return math.prod(shape) * bits == size * 8 if bits else type(dtype) is str
+
+
+_tensor = partial(tuple.__new__, TensorInfo)  # half the time of TensorInfo(): there are many

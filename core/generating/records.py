@@ -255,6 +255,48 @@ def recent(database: Database, limit: int) -> tuple[Generation, ...]:
         return tuple(Generation.from_json(record) for record in session.scalars(query))
 
 
+def image_key(generation: Generation) -> str:
+    """SHA-256 (hex) of all that decides the image: files by hash, LoRA strengths, texts, sampling
+    and seed. The same for two runs exactly when their images are the same on one machine.
+
+    A model that other nodes made or patched has a key of its own each time, as its record cannot
+    say what it was.
+    """
+    plan = generation.plan
+    files = [[part.role, [file.sha256 for file in part.files]] for part in plan.model.parts]
+    known = all(hashes and all(hashes) for _, hashes in files) and all(
+        lora.file.sha256 for lora in plan.loras.loras
+    )
+    decides = {
+        "model": files,
+        "unknown": None if known and not plan.model.carried_patches else generation.id,
+        "loras": [
+            [lora.file.sha256, lora.model_strength, lora.clip_strength] for lora in plan.loras.loras
+        ],
+        "positive": plan.loras.segments,
+        "negative": plan.analysis.negative_segments,
+        "sampling": plan.sampling.model_dump(include=set(_DECISIVE)),
+        "seed": plan.seed,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+_DECISIVE = (
+    "steps",
+    "cfg",
+    "sampler",
+    "scheduler",
+    "width",
+    "height",
+    "batch_size",
+    "denoise",
+    "clip_skip",
+    "guidance",
+    "shift",
+)
+"""Fields of SamplingPlan that change the image; the others say why."""
+
+
 # --------------------------------------------------------------------------- names and files
 
 
@@ -403,6 +445,7 @@ def _add_record(session: Session, generation: Generation) -> None:
             prompt=plan.analysis.prompt,
             family=plan.model.family,
             seed=str(plan.seed),
+            image_key=image_key(generation),
             record=generation.to_json(),
         )
     )

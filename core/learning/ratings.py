@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from ..errors import SettingError, UnknownGenerationError
 from ..storage import Database
@@ -58,8 +59,13 @@ def record_rating(
     generation_id = generation_id.strip()
     with database.session() as session:
         # The lock is for databases with several writers at once; SQLite has one anyway.
-        known = select(GenerationRow.id).where(GenerationRow.id == generation_id).with_for_update()
-        if session.scalar(known) is None:
+        known = (
+            select(GenerationRow.image_key)
+            .where(GenerationRow.id == generation_id)
+            .with_for_update()
+        )
+        image_key = session.scalar(known)
+        if image_key is None:
             raise UnknownGenerationError(
                 f"No generation has the id {generation_id!r}. Copy it from the Generation output "
                 "of IntelligentSampler, or link that output; a run that failed has no record."
@@ -73,8 +79,9 @@ def record_rating(
             return RatingResult(True, f"{done} It was rated so before.")
         else:
             done += f" It was {row.rating} before."
+        news = row.changes > 0 or not _same_image_rated_so(session, image_key, rating)
         row.rating, row.comment, row.updated_at = rating, comment, now
-        row.changes += 1
+        row.changes += news
     return RatingResult(True, done)
 
 
@@ -86,9 +93,26 @@ def rating_of(database: Database, generation_id: str) -> Rating | None:
 
 
 def revision(database: Database) -> str:
-    """Changes whenever any rating is added or changed; the same otherwise. Raises StorageError.
+    """Changes whenever a rating is added or changed; the same otherwise, and also when an image
+    is rated as the same image from another run was already. Raises StorageError.
 
     Reads one index, for the fingerprints of nodes that learn from ratings.
     """
     with database.session(read_only=True) as session:
         return str(session.scalar(select(func.sum(RatingRow.changes))) or 0)
+
+
+def _same_image_rated_so(session: Session, image_key: str, rating: int) -> bool:
+    """Whether the same image, made by another run, has this rating: then it teaches nothing new.
+
+    Without this, a rating left standing in a workflow with a fixed seed would change what is
+    learned with each run, and so have the same image made and rated again and again.
+    """
+    twin = (
+        select(RatingRow.generation_id)
+        .join(GenerationRow, GenerationRow.id == RatingRow.generation_id)
+        .where(GenerationRow.image_key == image_key, RatingRow.rating == rating)
+        .limit(1)
+    )
+    with session.no_autoflush:
+        return session.scalar(twin) is not None

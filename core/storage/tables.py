@@ -90,6 +90,8 @@ class GenerationRow(Base):
     family: Mapped[str] = mapped_column(String(64), index=True)
     seed: Mapped[str] = mapped_column(String(20))
     """Decimal text: a seed goes up to 2**64 - 1, a database's largest integer to 2**63 - 1."""
+    image_key: Mapped[str] = mapped_column(String(64), index=True)
+    """SHA-256 of what decides the image: two runs with the same key made the same image."""
     record: Mapped[str] = mapped_column(Text)
     """`Generation.to_json()`."""
 
@@ -122,7 +124,7 @@ class RatingRow(Base):
     comment: Mapped[str] = mapped_column(Text)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     changes: Mapped[int] = mapped_column(index=True)
-    """How often the row was written, from 1. The sum over all rows grows with every change of
+    """How often the row said something new. The sum over all rows grows with every change of
     any rating, whoever writes at the same moment."""
 
 

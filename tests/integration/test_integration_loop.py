@@ -365,6 +365,16 @@ def test_ratings_by_link_and_by_id(client: Client, auto_graph, record_of) -> Non
     assert f"{first.id}" in status and "It was 4 before" in status
 
 
+def test_a_rating_left_standing_does_not_make_the_image_again_and_again(
+    client: Client, auto_graph
+) -> None:
+    graph = auto_graph("left standing", sampler={"seed": 44}, feedback={"rating": 3})
+    client.run(graph)
+    again = client.run(graph)  # the rating is news to what chooses, once
+    assert "recommender" in again.executed
+    assert client.run(graph).executed == ()
+
+
 def test_rating_an_unknown_generation_is_refused(client: Client, auto_graph) -> None:
     with pytest.raises(PromptFailedError, match="nonsense"):
         client.run(auto_graph("x", feedback={"generation_id": "nonsense", "rating": 3}))

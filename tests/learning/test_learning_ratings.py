@@ -34,6 +34,7 @@ def database(tmp_path):
                 prompt="a lighthouse",
                 family="sd15",
                 seed=str(2**64 - 1),
+                image_key="same" if name in ("g6", "g7") else name,
                 record="{}",
             )
             for name in ("first", "second", *(f"g{n}" for n in range(8)))
@@ -114,6 +115,16 @@ def test_the_revision_changes_with_every_change_and_only_then(database):
     record_rating(database, "first", 3, now=NOON + timedelta(days=1))
     record_rating(database, "first", 0, "not stored", now=NOON)
     assert revision(database) == seen[-1]
+
+
+def test_the_same_image_rated_again_the_same_teaches_nothing_new(database):
+    record_rating(database, "g6", 4, now=NOON)
+    before = revision(database)
+    record_rating(database, "g7", 4, "a copy", now=NOON)
+    assert revision(database) == before
+    assert rating_of(database, "g7") == Rating(4, "a copy", NOON)
+    record_rating(database, "g7", 2, now=NOON)
+    assert revision(database) != before
 
 
 def test_the_revision_does_not_depend_on_the_clock(database):

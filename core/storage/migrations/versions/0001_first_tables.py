@@ -38,11 +38,13 @@ def upgrade() -> None:
         sa.Column("prompt", sa.Text(), nullable=False),
         sa.Column("family", sa.String(64), nullable=False),
         sa.Column("seed", sa.String(20), nullable=False),
+        sa.Column("image_key", sa.String(64), nullable=False),
         sa.Column("record", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_generations"),
     )
     op.create_index("ix_generations_created_at", "generations", ["created_at"])
     op.create_index("ix_generations_family", "generations", ["family"])
+    op.create_index("ix_generations_image_key", "generations", ["image_key"])
 
     op.create_table(
         "generation_loras",
