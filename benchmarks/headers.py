@@ -25,17 +25,25 @@ def main(argv: list[str]) -> dict[str, Any]:
     The files are freshly written, so the system has them in its cache in both.
 
     Args:
-        argv: `--files` (5000), `--modules` (6 of a LoRA's modules, which makes files of
-            about 5 KB; with 192 the header is that of a whole SD 1.5 LoRA), `--seed`.
+        argv: `--files` (5000), `--modules` (6 of a LoRA's modules, which makes headers of
+            about 5 KB; with 192 the header is that of a whole SD 1.5 LoRA),
+            `--tags` (15 caption tags a file; the catalog keeps at most 64), `--seed`.
     """
     parser = argparse.ArgumentParser(prog="headers", description="Read LoRA headers.")
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--modules", type=int, default=6)
+    parser.add_argument("--tags", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         root = Path(directory)
-        size = make_library(root / "loras", options.files, options.modules, options.seed)
+        size = make_library(
+            root / "loras",
+            options.files,
+            modules=options.modules,
+            tags=options.tags,
+            seed=options.seed,
+        )
         cold = _in_new_process(root)
         warm = _in_new_process(root)
     return {
@@ -63,10 +71,9 @@ _NOUNS = (
     *("dress", "hat", "cloak", "boots", "bridge", "tower", "sky", "river", "mask", "wings"),
 )
 _TAGS = ("1girl", "solo", "looking at viewer", *(f"{a} {n}" for a in _ADJECTIVES for n in _NOUNS))
-TAGS_PER_FILE = 30
 
 
-def make_library(directory: Path, files: int, modules: int, seed: int) -> int:
+def make_library(directory: Path, files: int, *, modules: int, tags: int, seed: int) -> int:
     """Write LoRA files with kohya's headers and tensors of zeros; returns their bytes."""
     draw = random.Random(seed)
     total = 0
@@ -74,17 +81,17 @@ def make_library(directory: Path, files: int, modules: int, seed: int) -> int:
         name = f"{draw.choice(_TAGS).replace(' ', '_')}_{number:05d}"
         folder = directory / f"group_{number % 20:02d}"
         folder.mkdir(parents=True, exist_ok=True)
-        data = _lora_file(name, modules, draw)
+        data = _lora_file(name, modules, tags, draw)
         (folder / f"{name}.safetensors").write_bytes(data)
         total += len(data)
     return total
 
 
-def _lora_file(name: str, modules: int, draw: random.Random) -> bytes:
+def _lora_file(name: str, modules: int, tags: int, draw: random.Random) -> bytes:
     context, base = draw.choice(((768, "sd_v1"), (2048, "sdxl_base_v1-0")))
     images = draw.randint(15, 120)
-    tags = draw.sample(_TAGS, TAGS_PER_FILE)
-    frequency = {name: images} | {tag: draw.randint(1, images) for tag in tags}
+    captions = draw.sample(_TAGS, tags)
+    frequency = {name: images} | {tag: draw.randint(1, images) for tag in captions}
     header: dict[str, Any] = {
         "__metadata__": {
             "ss_base_model_version": base,

@@ -393,7 +393,7 @@ def with_shift(model: Any, shift: float) -> Any:
     parameters = inspect.signature(getattr(sampling, "set_parameters", lambda: None)).parameters
     if "shift" not in parameters:
         raise SettingError(
-            "shift is set, but this model is not a flow-matching model. Set shift to 0."
+            "shift is set, but this model is not a flow-matching model. Take shift out of the plan."
         )
     keep = {"multiplier": sampling.multiplier} if "multiplier" in parameters else {}
     sampling.set_parameters(shift=shift, **keep)

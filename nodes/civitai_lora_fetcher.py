@@ -35,7 +35,7 @@ class CivitAILoRAFetcher(io.ComfyNode):
                 LoraStackSocket.Output("lora_stack_out", display_name="LORA_STACK"),
                 io.Model.Output("model_out", display_name="MODEL"),
                 io.Clip.Output("clip_out", display_name="CLIP"),
-                io.String.Output("report"),
+                io.String.Output("report", display_name="report"),
             ],
         )
 

@@ -36,7 +36,7 @@ class FeedbackRecorder(io.ComfyNode):
                 ),
                 GenerationSocket.Input("generation", optional=True),
             ],
-            outputs=[io.String.Output("status")],
+            outputs=[io.String.Output("status", display_name="status")],
         )
 
     @classmethod

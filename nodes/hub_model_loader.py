@@ -74,7 +74,9 @@ class HubModelLoader(io.ComfyNode):
                 io.Clip.Output("clip_out", display_name="CLIP"),
                 io.Vae.Output("vae_out", display_name="VAE"),
                 ModelInfoSocket.Output("model_info", display_name="model info"),
-                io.String.Output("family", tooltip="For example sd15, sdxl, flux-dev."),
+                io.String.Output(
+                    "family", display_name="family", tooltip="For example sd15, sdxl, flux-dev."
+                ),
             ],
         )
 

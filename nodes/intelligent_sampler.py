@@ -77,8 +77,8 @@ class IntelligentSampler(io.ComfyNode):
             outputs=[
                 io.Image.Output("image_out", display_name="IMAGE"),
                 io.Latent.Output("latent_out", display_name="LATENT"),
-                GenerationSocket.Output("generation"),
-                io.String.Output("explanation"),
+                GenerationSocket.Output("generation", display_name="generation"),
+                io.String.Output("explanation", display_name="explanation"),
                 io.String.Output("generation_id", display_name="generation id"),
                 io.Int.Output("seed_out", display_name="seed"),
             ],

@@ -36,7 +36,7 @@ class LoRARecommender(io.ComfyNode):
                     default=MAX_LORAS,
                     min=0,
                     max=10,
-                    tooltip="How many LoRAs may be chosen for you. 0: only your own.",
+                    tooltip="How many LoRAs the plan may hold, yours included. Yours are never left out.",
                 ),
                 io.Float.Input(
                     "min_confidence",
@@ -75,7 +75,7 @@ class LoRARecommender(io.ComfyNode):
                     display_name="prompt",
                     tooltip="The prompt with the trigger words that the LoRAs need.",
                 ),
-                io.String.Output("explanation"),
+                io.String.Output("explanation", display_name="explanation"),
             ],
         )
 

@@ -28,7 +28,9 @@ class MemoryStrategy(io.ComfyNode):
             ],
             outputs=[
                 MemoryPlanSocket.Output("memory_plan", display_name="memory plan"),
-                io.String.Output("report", tooltip="The machine and the policy, in words."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="The machine and the policy, in words."
+                ),
             ],
         )
 

@@ -102,7 +102,7 @@ class ParameterOptimizer(io.ComfyNode):
                 io.Float.Output(
                     "shift_out", display_name="shift", tooltip="0 where the model's own is kept."
                 ),
-                io.String.Output("explanation"),
+                io.String.Output("explanation", display_name="explanation"),
             ],
         )
 

@@ -46,8 +46,10 @@ class PromptAnalyzer(io.ComfyNode):
                 PromptAnalysisSocket.Output("analysis", display_name="analysis"),
                 io.String.Output("text", display_name="prompt", tooltip="For a text encoder node."),
                 io.String.Output("negative_text", display_name="negative prompt"),
-                io.Float.Output("complexity", tooltip="0 to 1."),
-                io.String.Output("summary", tooltip="What was found, in words."),
+                io.Float.Output("complexity", display_name="complexity", tooltip="0 to 1."),
+                io.String.Output(
+                    "summary", display_name="summary", tooltip="What was found, in words."
+                ),
             ],
         )
 

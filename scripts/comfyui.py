@@ -49,6 +49,7 @@ MODEL_FOLDERS = (
     "vae_approx",
 )
 START_SECONDS = 180.0
+TERMINAL_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 PREVIEW_EVENTS = (1, 4)
 """ComfyUI's binary WebSocket events that carry a preview image: plain, and with metadata."""
 
@@ -412,10 +413,10 @@ class ComfyUI:
         return self.base.log.stat().st_size
 
     def log_text(self, since: int = 0) -> str:
-        """The log from byte `since` on."""
+        """The log from byte `since` on, without terminal colours."""
         with self.base.log.open("rb") as log:
             log.seek(since)
-            return log.read().decode(errors="replace")
+            return TERMINAL_COLOURS.sub("", log.read().decode(errors="replace"))
 
 
 class Client:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
-    base = prepare_base(cache_directory() / "demo")
+    base = prepare_base(_base_directory())
     model = _prepare_models(base, options.model)
     cpu = not has_usable_gpu()
     print(f"starting ComfyUI{' on the CPU' if cpu else ''} (log: {base.log})", flush=True)
@@ -77,6 +78,13 @@ def _run(options: argparse.Namespace) -> None:
             print(f"ComfyUI keeps running at {host.url}; Ctrl-C stops it", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
+
+
+def _base_directory() -> Path:
+    # Another ComfyUI gets another one: its database may be of another version.
+    own = os.environ.get("COMFYUI_PATH")
+    suffix = f"-{hashlib.sha256(own.encode()).hexdigest()[:8]}" if own else ""
+    return cache_directory() / f"demo{suffix}"
 
 
 def _prepare_models(base: Base, checkpoint: Path | None) -> str:

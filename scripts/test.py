@@ -1,7 +1,7 @@
 """Runs the tests: `python scripts/test.py [pytest arguments]`.
 
-Sets up what is missing first (see bootstrap.py). Without arguments about processes it uses two,
-and gives all tests that drive ComfyUI to one of them, so that a single ComfyUI runs.
+Sets up what is missing first (see bootstrap.py). Without arguments about processes it uses two;
+all tests that drive ComfyUI go to one of them, so that a single ComfyUI runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-PARALLEL = ("-n", "2", "--dist", "loadgroup")
+PARALLEL = ("-n", "2")
 OWN_SCHEDULE = ("-n", "--numprocesses", "--dist", "-p", "--pdb", "--trace")
 
 

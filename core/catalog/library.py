@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -170,13 +170,15 @@ class Catalog:
             ModelFileError: no file has that content; the message says what was looked for and
                 whether a file of that name with other content is there.
         """
-        listing = self._list(file.folder)
-        named = listing.files.get(_clean(file.name))
-        if file.sha256 is None:
-            if named is None or file.size not in (None, named.size):
-                raise ModelFileError(self._not_found(file, named, listing))
+        named = self._stat(file.folder, file.name)
+        if named is not None and file.size in (None, named.size):
+            # By far the commonest case, and the only one that lists no folder.
             sha256 = self._known_sha256([named]).get(named.path)
-            return _ref(file.folder, named, sha256), Path(named.path)
+            if file.sha256 in (None, sha256):
+                return _ref(file.folder, named, sha256), Path(named.path)
+        listing = self._list(file.folder)
+        if file.sha256 is None:
+            raise ModelFileError(self._not_found(file, named, listing))
 
         wanted, last = file.sha256.lower(), _last(_clean(file.name))
         candidates = [f for f in listing.files.values() if file.size in (None, f.size)]
@@ -240,6 +242,13 @@ class Catalog:
         return list_files(self._folders(folder))
 
     def _named(self, folder: str, name: str) -> Found:
+        found = self._stat(folder, name)
+        if found is None:
+            missing = FileRef(folder=folder, name=_clean(name))
+            raise ModelFileError(self._not_found(missing, None, self._list(folder)))
+        return found
+
+    def _stat(self, folder: str, name: str) -> Found | None:
         clean = _clean(name)
         parts = PurePosixPath(clean).parts
         if not parts or clean.startswith("/") or ".." in parts or ":" in parts[0]:
@@ -248,13 +257,9 @@ class Catalog:
                 "list."
             )
         for directory in self._folders(folder):
-            try:
+            with suppress(OSError):
                 return _stat(absolute(Path(directory, *parts)), clean)
-            except OSError:
-                continue
-        raise ModelFileError(
-            self._not_found(FileRef(folder=folder, name=clean), None, self._list(folder))
-        )
+        return None
 
     def _not_found(self, file: FileRef, named: Found | None, listing: Listing) -> str:
         what = f"{file.name} is not in ComfyUI's {file.folder} folder"

@@ -34,7 +34,7 @@ class Listing(NamedTuple):
     roots: tuple[str, ...]
     """The directories that could be listed, absolute."""
     problems: tuple[UnreadableFile, ...]
-    """Subdirectories that could not be listed."""
+    """Subdirectories that could not be listed, and names that are not valid text."""
 
     def revision(self) -> str:
         """Changes when any file is added, removed, moved or modified; the same otherwise."""
@@ -80,6 +80,12 @@ def _walk(
         return
     for entry in rows:
         name = entry.name
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # neither the database nor ComfyUI's browser side can carry it
+            shown = (prefix + name).encode("utf-8", "backslashreplace").decode()
+            problems.append(UnreadableFile(shown, "has a name that is not valid text: rename it"))
+            continue
         try:
             if name.lower().endswith((*READABLE, *PICKLES)) and entry.is_file():
                 status = entry.stat()

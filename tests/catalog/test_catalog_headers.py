@@ -13,7 +13,7 @@ def safetensors(table: object, data: bytes = b"") -> bytes:
     return len(text).to_bytes(8, "little") + text + data
 
 
-def tensor(begin: int, end: int, *, shape: list | None = None, dtype: str = "F16") -> dict:
+def tensor(begin: int, end: int, *, shape: list | None = None, dtype: object = "F16") -> dict:
     shape = [(end - begin) // 2] if shape is None else shape
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 

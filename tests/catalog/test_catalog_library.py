@@ -193,6 +193,16 @@ class TestLibrary:
             "sub/a.safetensors",
         ]
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a name be any bytes")
+    def test_a_name_that_is_not_text_is_told_and_harms_nothing_else(self, open_catalog, add):
+        path = add("good.safetensors")
+        os.link(os.fsencode(path), os.fsencode(path.parent) + b"/caf\xe9.safetensors")
+        library = open_catalog().loras()
+        assert names(library) == ["good.safetensors"]
+        (odd,) = library.unreadable
+        assert odd.name == "caf\\udce9.safetensors"
+        assert "rename it" in odd.problem
+
     def test_digests_of_another_version_and_damaged_ones_are_made_anew(
         self, open_catalog, add, database, opened
     ):

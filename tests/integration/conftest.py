@@ -1,7 +1,7 @@
 """One running ComfyUI, with the pack, the small checkpoint and the sample library in it.
 
-All tests of this folder share it: they are marked `integration` and form one group, so that
-`pytest -n 2 --dist loadgroup` gives them to one process.
+All tests of this folder share it and are marked `integration`; with several processes, one of
+them runs all of these (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -28,12 +28,10 @@ HERE = Path(__file__).parent
 CHECKPOINT = "small-sd15.safetensors"
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.integration)
-            item.add_marker(pytest.mark.xdist_group("comfyui"))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -104,7 +104,9 @@ def test_every_fitting_lora_loads_without_a_missing_key(
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in rows() if row["tensors"] in ("sdxl", "flux", "sd15-mid")], ids=str
+    "row",
+    [row for row in rows() if row["tensors"] in ("sdxl", "flux", "sd15-mid")],
+    ids=lambda row: row["name"],
 )
 def test_foreign_lora_matches_no_key_and_changes_nothing(
     client: Client, stock_graph, comfyui_log: Callable[[], str], row

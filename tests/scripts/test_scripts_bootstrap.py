@@ -18,7 +18,7 @@ from intelligent_generation.scripts.bootstrap import (
     explain_failure,
     is_ready,
     python_in,
-    torchvision_for,
+    torch_companions,
     wanted,
 )
 from intelligent_generation.scripts.test import PARALLEL, pytest_arguments
@@ -79,16 +79,21 @@ def test_comfyui_requirements_leave_torch_out_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("torch", "vision"),
-    [("2.13.0+cpu", "0.28"), ("2.9.1", "0.24"), ("2.10.0+cu128", "0.25"), ("2.0", "0.15")],
+    ("torch", "vision", "audio"),
+    [
+        ("2.13.0+cpu", "0.28", "2.14"),
+        ("2.9.1", "0.24", "2.10"),
+        ("2.10.0+cu128", "0.25", "2.11"),
+        ("2.0", "0.15", "2.1"),
+    ],
 )
-def test_torchvision_goes_with_torch(torch: str, vision: str):
-    assert torchvision_for(torch) == f"torchvision=={vision}.*"
+def test_companions_go_with_torch(torch: str, vision: str, audio: str):
+    assert torch_companions(torch) == (f"torchvision=={vision}.*", f"torchaudio<{audio}")
 
 
 def test_unknown_torch_is_refused():
     with pytest.raises(BootstrapError, match="IG_TORCH"):
-        torchvision_for("3.0.0")
+        torch_companions("3.0.0")
 
 
 def test_default_environment(root: Path):

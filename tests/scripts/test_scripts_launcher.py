@@ -11,8 +11,8 @@ from intelligent_generation.scripts import launch_comfyui
 HOST = """
 import asyncio, sys
 import neighbour
-print(__name__, sys.argv[1:], neighbour.VALUE, flush=True)
 async def serve():
+    print(__name__, sys.argv[1:], neighbour.VALUE, flush=True)
     await asyncio.Event().wait()
 loop = asyncio.new_event_loop()
 try:

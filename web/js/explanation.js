@@ -3,7 +3,7 @@
 import { app } from "/scripts/app.js";
 
 const NODES = new Set(["IntelligentSampler", "FeedbackRecorder"]);
-const WIDGET = "intelligent_generation.text";
+const WIDGET = "explanation";
 
 function show(node, text) {
   let widget = node.widgets?.find((w) => w.name === WIDGET);
@@ -13,18 +13,20 @@ function show(node, text) {
     area.className = "comfy-multiline-input";
     area.style.fontSize = "12px";
     area.setAttribute("aria-label", "explanation");
-    widget = node.addDOMWidget(WIDGET, "text", area, {
+    // A type of our own: a known one would be drawn as a one-line input in Nodes 2.0.
+    widget = node.addDOMWidget(WIDGET, "intelligent_generation.explanation", area, {
       getValue: () => area.value,
       setValue: (value) => {
         area.value = value;
       },
-      getMinHeight: () => 120,
+      getMinHeight: () => 200,
       serialize: false,
       hideOnZoom: true,
     });
     // Neither in the prompt (above) nor in the saved workflow.
     widget.serialize = false;
-    node.setSize?.([Math.max(node.size[0], 380), node.size[1] + 140]);
+    const [width, height] = node.computeSize();
+    node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   }
   widget.value = text;
 }

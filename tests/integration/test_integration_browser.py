@@ -1,0 +1,119 @@
+"""The pack in ComfyUI's own frontend, in a real browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import intelligent_generation
+import pytest
+from intelligent_generation.scripts.comfyui import ComfyUI
+
+ROOT = Path(intelligent_generation.__file__).parent
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+LOADED = "() => window.app?.graph && document.querySelector('canvas')"
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser, comfyui: ComfyUI) -> Iterator:
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    opened = context.new_page()
+    opened.problems = []
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.goto(comfyui.url)
+    opened.wait_for_function(LOADED, timeout=120_000)
+    yield opened
+    context.close()
+
+
+def load(page, name: str) -> None:
+    workflow = json.loads((ROOT / "workflows" / name).read_text(encoding="utf-8"))
+    page.evaluate("async (workflow) => { await window.app.loadGraphData(workflow); }", workflow)
+
+
+def test_every_bundled_workflow_opens_without_a_problem(page) -> None:
+    for path in sorted((ROOT / "workflows").glob("*.json")):
+        load(page, path.name)
+        expected = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+        kinds = page.evaluate("() => window.app.graph.nodes.map(n => [n.type, !!n.has_errors])")
+        assert sorted(kind for kind, _ in kinds) == sorted(node["type"] for node in expected)
+        assert not any(wrong for _, wrong in kinds), path.name
+    assert page.problems == []
+
+
+def test_the_editors_widgets_carry_the_workflows_values(page) -> None:
+    load(page, "auto.json")
+    values = page.evaluate(
+        """() => Object.fromEntries(window.app.graph.nodes.map(
+            n => [n.type, Object.fromEntries((n.widgets ?? []).map(w => [w.name, w.value]))]))"""
+    )
+    assert values["PromptAnalyzer"]["prompt"] == "a lighthouse at dusk, watercolor"
+    assert values["IntelligentSampler"]["seed"] == -1
+    assert values["IntelligentSampler"]["mode"] == "AUTO"
+    assert values["ParameterOptimizer"]["cfg"] == -1
+    assert values["FeedbackRecorder"]["rating"] == 0
+
+
+def test_run_shows_the_explanation_on_the_node(page, comfyui: ComfyUI) -> None:
+    load(page, "auto.json")
+    page.evaluate(
+        """() => {
+            const set = (type, name, value) => {
+                const node = window.app.graph.nodes.find(n => n.type === type);
+                node.widgets.find(w => w.name === name).value = value;
+            };
+            set("HubModelLoader", "model", "checkpoints/small-sd15.safetensors");
+            set("PromptAnalyzer", "prompt", "a lighthouse seen by a browser, watercolor");
+            set("ParameterOptimizer", "width", 64);
+            set("ParameterOptimizer", "height", 64);
+            set("ParameterOptimizer", "steps", 2);
+            window.app.queuePrompt(0);
+        }"""
+    )
+    shown = """() => window.app.graph.nodes.find(n => n.type === "IntelligentSampler")
+        .widgets.find(w => w.name === "explanation")?.value"""
+    page.wait_for_function(shown, timeout=120_000)
+    text = page.evaluate(shown)
+    assert text.startswith("AUTO: small-sd15.safetensors (sd15)")
+    assert "LoRA Watercolor Wash" in text
+    # What is shown is neither saved with the workflow nor sent with the prompt.
+    assert "Watercolor Wash" not in page.evaluate(
+        "() => JSON.stringify(window.app.graph.serialize())"
+    )
+    assert "Watercolor Wash" not in page.evaluate(
+        "async () => JSON.stringify((await window.app.graphToPrompt()).output)"
+    )
+    assert page.problems == []
+
+
+def test_help_pages_and_templates_are_served(page, comfyui: ComfyUI) -> None:
+    extension = "intelligent-generation"
+    templates = page.evaluate("async () => (await fetch('/api/workflow_templates')).json()")
+    assert {"auto", "loras_for_any_graph", "manual"} <= set(templates[extension])
+    for node in ("IntelligentSampler", "HubModelLoader"):
+        status = page.evaluate(
+            "async (url) => (await fetch(url)).status",
+            f"/extensions/{extension}/docs/{node}.md",
+        )
+        assert status == 200
+    words = page.evaluate("async () => (await fetch('/api/i18n')).json()")
+    assert words["es"]["nodeDefs"]["IntelligentSampler"]["display_name"]
