@@ -1,5 +1,6 @@
-// Shows what the output nodes say below their widgets: the explanation of a generation, the
-// result of a rating. The text is also the nodes' plain output; nothing depends on this file.
+// Shows on the output nodes what they did: the explanation of a generation, the result of a
+// rating, and the saved image in place of its last live preview. The text is also the nodes'
+// plain output; nothing depends on this file.
 import { app } from "/scripts/app.js";
 
 const NODES = new Set(["IntelligentSampler", "FeedbackRecorder"]);
@@ -11,7 +12,8 @@ function show(node, text) {
     const area = document.createElement("textarea");
     area.readOnly = true;
     area.className = "comfy-multiline-input";
-    area.style.fontSize = "12px";
+    // Sized by the canvas in the classic design; in Nodes 2.0 by these.
+    Object.assign(area.style, { fontSize: "12px", width: "100%", height: "100%", minHeight: "160px" });
     area.setAttribute("aria-label", "explanation");
     // A type of our own: a known one would be drawn as a one-line input in Nodes 2.0.
     widget = node.addDOMWidget(WIDGET, "intelligent_generation.explanation", area, {
@@ -31,6 +33,12 @@ function show(node, text) {
   widget.value = text;
 }
 
+// The frontend shows a node's live preview before its saved image for as long as it has one.
+function dropPreview(node) {
+  const key = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : `${node.id}`;
+  if (app.nodePreviewImages) delete app.nodePreviewImages[key];
+}
+
 app.registerExtension({
   name: "intelligent_generation.explanation",
   beforeRegisterNodeDef(nodeType, nodeData) {
@@ -38,6 +46,7 @@ app.registerExtension({
     const onExecuted = nodeType.prototype.onExecuted;
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
+      if (output?.images?.length) dropPreview(this);
       if (output?.text?.length) show(this, output.text.join("\n"));
     };
   },
