@@ -27,6 +27,7 @@ import numpy as np
 import psutil
 import torch
 from comfy.cli_args import args
+from safetensors import SafetensorError
 
 from .errors import HostError, ModelFileError, SaveError, SettingError
 
@@ -149,7 +150,8 @@ def load_checkpoint(path: Path) -> LoadedModel:
             output_clip=True,
             embedding_directory=folder_paths.get_folder_paths("embeddings"),
         )
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
+        _raise_out_of_memory(error)
         raise _not_loaded("checkpoint", path, error) from error
     model, clip, vae = out[:3]
     if model is None:
@@ -164,7 +166,8 @@ def load_diffusion_model(path: Path) -> Any:
     """Load a diffusion model alone, as UNETLoader does. Raises ModelFileError."""
     try:
         model = comfy.sd.load_diffusion_model(str(path), model_options={})
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
+        _raise_out_of_memory(error)
         raise _not_loaded("diffusion model", path, error) from error
     if model is None:
         raise ModelFileError(f"ComfyUI does not recognise the diffusion model in {path.name}.")
@@ -186,13 +189,23 @@ def load_text_encoders(paths: Sequence[Path], clip_type: str) -> Any:
         raise HostError(
             f"This ComfyUI does not know text encoders of type {clip_type!r}. Update ComfyUI."
         )
+    for path in paths:
+        keys = comfy.utils.load_torch_file(str(path))
+        # ComfyUI takes any file and fills what is missing with nothing. OpenCLIP's names it turns
+        # into its own only later.
+        foreign = not any("embed" in key or "resblocks" in key for key in keys)
+        if foreign and comfy.sd.detect_te_model(keys) is None:
+            raise ModelFileError(
+                f"{path.name} is not a text encoder that ComfyUI knows. Choose another file."
+            )
     try:
         return comfy.sd.load_clip(
             ckpt_paths=[str(path) for path in paths],
             embedding_directory=folder_paths.get_folder_paths("embeddings"),
             clip_type=kind,
         )
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
+        _raise_out_of_memory(error)
         names = ", ".join(path.name for path in paths)
         raise ModelFileError(
             f"Text encoder {names} could not be loaded for type {clip_type!r}: "
@@ -224,6 +237,12 @@ def _not_loaded(what: str, path: Path, error: Exception) -> ModelFileError:
         f"ComfyUI could not load the {what} {path.name}: {_first_line(error)}. "
         "Check that the file is complete and that this ComfyUI supports the model."
     )
+
+
+def _raise_out_of_memory(error: Exception) -> None:
+    """Let ComfyUI see running out of memory as what it is: it frees models then."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        raise error
 
 
 def _first_line(error: Exception) -> str:
@@ -277,6 +296,67 @@ def patch_count(model: Any) -> int:
     return sum(len(patches) for patches in model.patches.values())
 
 
+def other_changes(patcher: Any) -> int:
+    """How many changes besides weight patches nodes have made to a MODEL, or to CLIP's patcher:
+    replaced parts, options, wrappers, callbacks, injections, hooks."""
+
+    def leaves(tree: Any) -> int:
+        return sum(map(leaves, tree.values())) if isinstance(tree, dict) else _length(tree)
+
+    return (
+        len(patcher.object_patches)
+        + leaves(patcher.model_options)
+        + sum(
+            leaves(getattr(patcher, name, {}))
+            for name in ("wrappers", "callbacks", "injections", "hook_patches")
+        )
+    )
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (list, tuple)) else 1
+
+
+def clip_changes(clip: Any) -> int:
+    """How many settings of CLIP nodes have changed: clip skip, tokenizer options, hooks."""
+    return (
+        (clip.layer_idx is not None)
+        + len(clip.tokenizer_options)
+        + (clip.apply_hooks_to_conds is not None)
+    )
+
+
+class Patches(NamedTuple):
+    """The weight patches of a model, apart from it."""
+
+    by_weight: dict[str, list[Any]]
+    uuid: Any
+    """ComfyUI patches a loaded model anew only when this changes."""
+
+
+def patches_of(patcher: Any) -> Patches:
+    """The patches of a MODEL, or of CLIP's patcher."""
+    return Patches(
+        {key: list(value) for key, value in patcher.patches.items()}, patcher.patches_uuid
+    )
+
+
+def with_patches(model: Any, patches: Patches) -> Any:
+    """A clone of MODEL with these patches in place of its own."""
+    clone = model.clone()
+    clone.patches = {key: list(value) for key, value in patches.by_weight.items()}
+    clone.patches_uuid = patches.uuid
+    return clone
+
+
+def clip_with_patches(clip: Any, patches: Patches) -> Any:
+    """A clone of CLIP with these patches in place of its own."""
+    clone = clip.clone()
+    clone.patcher.patches = {key: list(value) for key, value in patches.by_weight.items()}
+    clone.patcher.patches_uuid = patches.uuid
+    return clone
+
+
 def attach(model: Any, key: str, value: Any) -> None:
     """Attach a value to MODEL; its clones carry it along."""
     model.set_attachments(f"{USER_DIRECTORY}.{key}", value)
@@ -315,7 +395,8 @@ def apply_lora(
         new_model, new_clip = stock_nodes.LoraLoader().load_lora(
             model, clip, name, model_strength, clip_strength
         )
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
+        _raise_out_of_memory(error)
         raise ModelFileError(
             f"LoRA {name} could not be read: {_first_line(error)}. Download it again or remove it."
         ) from error
@@ -341,8 +422,11 @@ def _misshapen(patcher: Any, keys: Sequence[str]) -> int:
     for key in keys:
         _, patch, _, offset, _ = patcher.patches[key][-1]
         factors = getattr(patch, "weights", None)
-        # Only plain up/down pairs without a Tucker core have a shape that is this easy to tell.
+        # Only plain up/down pairs without a Tucker core have a shape that is this easy to tell, and
+        # only weights that are not packed (quantized) have the shape they stand for.
         if getattr(patch, "name", "") != "lora" or factors is None or offset is not None:
+            continue
+        if not weights[key].dtype.is_floating_point:
             continue
         up, down, _, middle, _, reshape = factors
         if middle is None and reshape is None:
@@ -402,9 +486,15 @@ def with_shift(model: Any, shift: float) -> Any:
     return patched
 
 
-def empty_latent(width: int, height: int, batch_size: int) -> dict[str, Any]:
-    """LATENT of zeros, as EmptyLatentImage makes it; the sampler fits it to the model."""
-    return stock_nodes.EmptyLatentImage().generate(width, height, batch_size)[0]
+def empty_latent(width: int, height: int, batch_size: int, vae: Any) -> dict[str, Any]:
+    """LATENT of zeros for an image of this size, as EmptyLatentImage makes it."""
+    latent = stock_nodes.EmptyLatentImage().generate(width, height, batch_size)[0]
+    pixels = vae.spacial_compression_encode()
+    # Newer hosts fit the size to the model while sampling; older ones take 8 pixels for granted.
+    if pixels != 8 and "downscale_ratio_spacial" not in latent:
+        zeros = latent["samples"]
+        latent["samples"] = zeros.new_zeros((*zeros.shape[:2], height // pixels, width // pixels))
+    return latent
 
 
 def sample(

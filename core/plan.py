@@ -76,7 +76,7 @@ class PlanObject(_Frozen):
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlanError(f"This is not JSON: {error}. Paste the whole text.") from error
         return cls.from_data(data)
 
@@ -242,7 +242,8 @@ class ModelInfo(PlanObject):
     """Why this family and variant: which tensors, header fields or class said so."""
     parts: tuple[ModelPart, ...] = ()
     carried_patches: Annotated[int, Field(ge=0)] = 0
-    """Weights that a LoRA or merge upstream already patched when MODEL came in."""
+    """Changes that other nodes had made when MODEL and CLIP came in: patches of LoRAs and merges,
+    options, replaced parts. The record cannot say what they were."""
     notices: tuple[Notice, ...] = ()
 
     def part(self, role: str) -> ModelPart | None:

@@ -23,6 +23,8 @@ from . import host
 from .catalog import Catalog, lora_fit
 from .errors import (
     IntelligentGenerationError,
+    LoraError,
+    ModelFileError,
     PlanError,
     SettingError,
     UnknownGenerationError,
@@ -61,6 +63,7 @@ from .plan import (
     MemoryPlan,
     ModelInfo,
     Notice,
+    PlanObject,
     PromptAnalysis,
     SamplingPlan,
 )
@@ -233,8 +236,8 @@ class Services:
         """The plan with every file found on disk, applied to MODEL and CLIP where given."""
         if plan is None:
             family = "unknown" if model is None else describe_model(model).family
-            plan = LoraPlan(family=family, segments=("",))
-        plan = with_user_loras(plan, self._stack_loras(stack))
+            plan = LoraPlan(family=family, segments=())
+        plan = with_user_loras(plan, _once_each(self._stack_loras(stack)))
         located = plan.model_copy(
             update={
                 "loras": tuple(
@@ -244,7 +247,7 @@ class Services:
         )
         lines = [f"{lora.title} at {lora.model_strength:g}: on disk." for lora in located.loras]
         if model is not None or clip is not None:
-            outcome = apply_loras(model, clip, located.loras, locate=self._locate)
+            outcome = apply_loras(model, clip, located.loras, locate=self._locate, add=True)
             model, clip = outcome.model, outcome.clip
             lines += [f"Left out: {item.name}: {item.reason}" for item in outcome.skipped]
             lines += [notice.message for notice in outcome.notices]
@@ -296,53 +299,92 @@ class Services:
 
     def _decide(self, request: SamplerRequest) -> tuple[GenerationPlan, tuple[str, ...]]:
         """The plan to run, and for MANUAL what AUTO would have done otherwise."""
+        manual = request.mode == "MANUAL"
+        if manual and not request.plan_text.strip():
+            raise PlanError("mode is MANUAL, but there is no plan text. Give one, or use AUTO.")
+        if not manual and request.plan_text.strip():
+            raise PlanError(
+                "There is a plan text, but mode is AUTO, which does not read it. Set mode to "
+                "MANUAL, or clear the plan text."
+            )
+        if not manual and request.analysis is None:
+            raise PlanError(
+                "Nothing says what to make: wire PromptAnalyzer's analysis in, or set mode to "
+                "MANUAL and give a plan text."
+            )
         info = describe_model(request.model, request.clip, request.vae)
         parts: dict[str, Any] = {"model": info, "memory": request.memory_plan}
-        if request.analysis is not None:
-            parts["analysis"] = request.analysis
-            parts["loras"] = request.lora_plan or self._own_loras_only(request.analysis, info)
-            parts["sampling"] = request.sampling_plan or self.optimize(
-                request.analysis, info, lora_plan=parts["loras"]
-            )
         parts["seed"] = secrets.randbelow(2**32) if request.seed is None else request.seed
-        if request.mode == "AUTO":
-            if request.plan_text.strip():
-                raise PlanError(
-                    "There is a plan text, but mode is AUTO, which does not read it. Set mode to "
-                    "MANUAL, or clear the plan text."
-                )
-            if request.analysis is None:
-                raise PlanError(
-                    "Nothing says what to make: wire PromptAnalyzer's analysis in, or set mode to "
-                    "MANUAL and give a plan text."
-                )
-            return GenerationPlan(**parts), ()
-        if not request.plan_text.strip():
-            raise PlanError("mode is MANUAL, but there is no plan text. Give one, or use AUTO.")
-        as_json = {
-            name: value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+        auto: GenerationPlan | None = None
+        differences: tuple[str, ...] = ()
+        try:
+            if request.analysis is not None:
+                parts |= self._auto_parts(request, request.analysis, info)
+                auto = GenerationPlan(**parts)
+        except IntelligentGenerationError as error:
+            if not manual:
+                raise
+            differences = (f"failed: {error}",)
+        if not manual:
+            assert auto is not None
+            return auto, ()
+        base = {
+            name: value.model_dump(mode="json") if isinstance(value, PlanObject) else value
             for name, value in parts.items()
             if value is not None
         }
-        wanted = edit_plan(as_json, request.plan_text)
-        taken = self._with_real_model(wanted, info)
-        if request.analysis is None:
-            return taken, ()
-        return taken, difference(taken, GenerationPlan(**parts))
+        taken = self._with_real_model(edit_plan(base, request.plan_text), info)
+        if auto is not None:
+            differences = difference(taken, auto, compare_seed=request.seed is not None)
+        return taken, differences
+
+    def _auto_parts(
+        self, request: SamplerRequest, analysis: PromptAnalysis, info: ModelInfo
+    ) -> dict[str, Any]:
+        loras = request.lora_plan
+        if loras is None:
+            loras = self._own_loras_only(analysis, info)
+        elif not loras.segments:
+            # From a LORA_STACK alone: it has LoRAs and no text.
+            own = self._own_loras_only(analysis, info)
+            loras = loras.model_copy(
+                update={"segments": own.segments, "loras": own.loras + loras.loras}
+            )
+        elif not _made_for(loras.segments, analysis.segments):
+            raise PlanError(
+                "lora_plan was made from another prompt than analysis. Wire both from the same "
+                "PromptAnalyzer."
+            )
+        sampling = request.sampling_plan or self.optimize(analysis, info, lora_plan=loras)
+        return {"analysis": analysis, "loras": loras, "sampling": sampling}
 
     def _with_real_model(self, plan: GenerationPlan, info: ModelInfo) -> GenerationPlan:
         """The plan with the model that is wired in; a notice if it was made with another."""
-        actual = {self._sha256(file) for file in info.files}
-        strangers = [
-            file.name for file in plan.model.files if file.sha256 and file.sha256 not in actual
-        ]
-        if strangers and actual:
-            message = (
-                f"The plan was made with {', '.join(strangers)}, which is not what is wired in "
-                f"({info.name}). The image will differ."
+        notices = list(info.notices)
+        for part in plan.model.parts:
+            planned = [file for file in part.files if file.sha256]
+            now = info.part(part.role)
+            if not planned or now is None:
+                continue
+            names = ", ".join(file.name for file in planned)
+            role = part.role.replace("_", " ")
+            if not now.files:
+                message = (
+                    f"The plan was made with the {role} {names}; whether that is what is wired in "
+                    "cannot be told, as another node loaded it."
+                )
+            elif [file.sha256 for file in planned] != [self._sha256(file) for file in now.files]:
+                present = ", ".join(file.name for file in now.files)
+                message = (
+                    f"The plan was made with the {role} {names}, and {present} is wired in, which "
+                    "is another. The image will differ."
+                )
+            else:
+                continue
+            notices.append(
+                Notice(level="warning", code="other_model_than_planned", message=message)
             )
-            notice = Notice(level="warning", code="other_model_than_planned", message=message)
-            info = info.model_copy(update={"notices": (*info.notices, notice)})
+        info = info.model_copy(update={"notices": tuple(notices)})
         return plan.model_copy(update={"model": info})
 
     def _save(
@@ -431,7 +473,7 @@ class Services:
             )
             for tag in analysis.lora_tags
         ]
-        return [*tags, *self._stack_loras(stack)]
+        return _once_each([*tags, *self._stack_loras(stack)])
 
     def _stack_loras(self, stack: Sequence[tuple[str, float, float]]) -> list[UserLora]:
         return [
@@ -458,7 +500,7 @@ class Services:
         return tuple(variant for variant in found if variant is not None)
 
     def _locate(self, file: FileRef) -> FileRef:
-        return self.catalog.find(file)[0]
+        return self.catalog.find(file, stop=host.check_interrupt)[0]
 
     def _with_hashes(self, plan: GenerationPlan) -> GenerationPlan:
         """The plan with the SHA-256 of every file in it."""
@@ -466,12 +508,13 @@ class Services:
         def hashed(file: FileRef) -> FileRef:
             if file.sha256:
                 return file
-            return file.model_copy(
-                update={
-                    "sha256": self._sha256(file),
-                    "size": self.catalog.path(file).stat().st_size,
-                }
-            )
+            try:
+                size = self.catalog.path(file).stat().st_size
+                return file.model_copy(update={"sha256": self._sha256(file), "size": size})
+            except ModelFileError as error:
+                # Moved or replaced while it was used: the image is there, its record is not whole.
+                log.warning("Intelligent Generation: %s is not in the record: %s", file, error)
+                return file
 
         parts = tuple(
             part.model_copy(update={"files": tuple(map(hashed, part.files))})
@@ -509,7 +552,33 @@ class Services:
         while running is not None and running.is_alive():
             host.check_interrupt()
             running.join(timeout=0.05)
-        return self.catalog.sha256(path)
+        return self.catalog.sha256(path, stop=host.check_interrupt)
+
+
+def _made_for(planned: tuple[str, ...], segments: tuple[str, ...]) -> bool:
+    """Whether the segments are these, but for trigger words added at the end."""
+    return (
+        len(planned) == len(segments)
+        and planned[:-1] == segments[:-1]
+        and planned[-1].startswith(segments[-1].rstrip(", "))
+    )
+
+
+def _once_each(loras: Sequence[UserLora]) -> list[UserLora]:
+    """The same LoRAs; one named twice alike counts once. Raises LoraError for two strengths."""
+    by_name: dict[str, UserLora] = {}
+    for lora in loras:
+        name = lora.entry.file.name
+        other = by_name.setdefault(name, lora)
+        if (other.model_strength, other.clip_strength) != (
+            lora.model_strength,
+            lora.clip_strength,
+        ):
+            raise LoraError(
+                f"LoRA {name} is named twice, at {other.model_strength:g} and at "
+                f"{lora.model_strength:g}. Take one out."
+            )
+    return list(by_name.values())
 
 
 @lru_cache(maxsize=1)

@@ -81,13 +81,16 @@ class HubModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, source: str, model: str) -> bool | str:
+    def validate_inputs(cls, source: str | None, model: str | None) -> bool | str:
         """Naming `model` here replaces ComfyUI's list check by an error that helps."""
+        from ..core import host
         from ..core.errors import IntelligentGenerationError
-        from ..core.services import services
+        from ..core.memory import choose_model
 
+        if source is None or model is None:
+            return True  # linked: known only when the node runs
         try:
-            services().choose_model(source=source, model=model)
+            choose_model(source=source, model=model, installed=host.model_names)
         except IntelligentGenerationError as error:
             return str(error)
         return True
@@ -96,6 +99,8 @@ class HubModelLoader(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs: Any) -> str:
         from ..core.services import services
 
+        if any(inputs.get(name) is None for name in ("source", "model", "vae", "variant")):
+            return ""  # linked: what comes through the link is in ComfyUI's own key
         return services().stamp(_choice(**inputs))
 
     @classmethod
@@ -123,6 +128,6 @@ def _choice(
         source=source,
         model=model,
         vae=None if vae == AUTOMATIC else vae,
-        text_encoders=tuple(name for name in encoders if name not in (AUTOMATIC, None)),
+        text_encoders=tuple(name for name in encoders if name is not None and name != AUTOMATIC),
         variant={AUTOMATIC: None, "none": ""}.get(variant, variant),
     )

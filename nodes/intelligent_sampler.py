@@ -85,9 +85,14 @@ class IntelligentSampler(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, seed: int, plan: str = "", **_: Any) -> Any:
-        # NaN equals nothing, itself included: ComfyUI then runs the node again.
-        return float("nan") if seed == RANDOM_SEED and '"seed"' not in plan else 0
+    def fingerprint_inputs(cls, seed: int | None = None, plan: str | None = None, **_: Any) -> Any:
+        from ..core.generating import names_seed
+        from ..core.services import services
+
+        if seed == RANDOM_SEED and not names_seed(plan or ""):
+            return float("nan")  # equals nothing, itself included: ComfyUI runs the node again
+        # LoRAs that the prompt or the plan text names are found and read here.
+        return services().lora_revision()
 
     @classmethod
     def execute(

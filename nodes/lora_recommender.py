@@ -36,7 +36,8 @@ class LoRARecommender(io.ComfyNode):
                     default=MAX_LORAS,
                     min=0,
                     max=10,
-                    tooltip="How many LoRAs the plan may hold, yours included. Yours are never left out.",
+                    tooltip="How many LoRAs the plan may hold, yours included. Yours are never "
+                    "left out.",
                 ),
                 io.Float.Input(
                     "min_confidence",

@@ -106,6 +106,6 @@ async def _post_rating(request: web.Request) -> web.Response:
     if not isinstance(body, dict) or not isinstance(body.get("rating"), int):
         raise SettingError('Send {"rating": 0 to 5, "comment": "text"}.')
     status = await asyncio.to_thread(
-        services().rate, request.match_info["id"], body["rating"], str(body.get("comment", ""))
+        services().rate, request.match_info["id"], body["rating"], str(body.get("comment") or "")
     )
     return web.json_response({"status": status})

@@ -22,6 +22,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,10 @@ UPDATE_BYTES = 512 * 1024**2
 REVISION = 2
 """Raise it when the steps below change, so that existing environments are brought up to date."""
 TORCH_PACKAGES = frozenset({"torch", "torchvision", "torchaudio"})
+PYTHON_OPTIONS = ("-I", "-X", "utf8")
+"""How every Python is started. -I keeps the user's own paths and settings out, and the current
+folder off sys.path: this repository's nodes/ would shadow ComfyUI's nodes.py. UTF-8, so that
+paths with any letters come back from it on Windows too."""
 
 
 class BootstrapError(Exception):
@@ -120,7 +125,7 @@ def wanted(root: Path, comfyui: Path | None, environ: Mapping[str, str]) -> Want
         BootstrapError: `comfyui` is not a ComfyUI checkout.
     """
     forced = bool(environ.get("IG_TORCH"))
-    torch = tuple(shlex.split(environ["IG_TORCH"] if forced else TORCH))
+    torch = _words(environ["IG_TORCH"]) if forced else (TORCH,)
     parts = [str(REVISION), *torch, COMFYUI_WHEEL]
     environment = root / ".venv"
     if comfyui is not None:
@@ -137,6 +142,14 @@ def wanted(root: Path, comfyui: Path | None, environ: Mapping[str, str]) -> Want
     for name in ("requirements.txt", "pyproject.toml"):
         parts.append((root / name).read_text(encoding="utf-8"))
     return Wanted(torch, forced, comfyui, environment, _digest("\0".join(parts)))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    # As a shell splits it, but for backslashes: in a Windows path they stay.
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split = True
+    lexer.commenters = lexer.escape = ""
+    return tuple(lexer)
 
 
 def explain_failure(output: str) -> str:
@@ -306,7 +319,7 @@ def _usable(environment: Path) -> bool:
     python = python_in(environment)
     if not python.exists():
         return False
-    if _run([str(python), "-I", "-c", "import pip"]).returncode != 0:
+    if _run(python, "-c", "import pip").returncode != 0:
         return False
     # Commands such as bin/pytest start with the absolute path of the Python they were made for.
     return _read_stamp(environment).get("root", str(ROOT)) == str(ROOT)
@@ -321,7 +334,7 @@ def _make_environment(environment: Path) -> None:
             f"`apt install python{major}.{minor}-venv` brings it; elsewhere use the Python from "
             "python.org."
         )
-    result = _run([sys.executable, "-I", "-m", "venv", "--clear", str(environment)])
+    result = _run(Path(sys.executable), "-m", "venv", "--clear", str(environment))
     if result.returncode != 0:
         raise BootstrapError(
             f"{environment} could not be made. {explain_failure(result.stdout)}\n"
@@ -332,8 +345,7 @@ def _make_environment(environment: Path) -> None:
 def _make_torchaudio_importable(environment: Path) -> None:
     # Built for another kind of torch, its libraries cannot be loaded, which makes importing it
     # fail; without them it imports, and only forced alignment is missing.
-    command = [str(python_in(environment)), "-I", "-c", "import torchaudio"]
-    if _run(command).returncode != 0:
+    if _run(python_in(environment), "-c", "import torchaudio").returncode != 0:
         for library in Path(_site_packages(environment), "torchaudio", "lib").glob("*.*"):
             if library.suffix in (".so", ".pyd"):
                 library.unlink()
@@ -343,7 +355,7 @@ def _install(environment: Path, what: str, *arguments: str) -> None:
     _say(f"installing {what}")
     # Settings of the user's own that make no sense inside a virtual environment.
     settings = {"PIP_USER": "0", "PIP_NO_INPUT": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    command = [str(python_in(environment)), "-I", "-m", "pip", "install", *arguments]
+    command = [str(python_in(environment)), *PYTHON_OPTIONS, "-m", "pip", "install", *arguments]
     live = sys.stdout.isatty()
     lines: list[str] = []
     process = subprocess.Popen(
@@ -386,13 +398,13 @@ def _version(python: Path, package: str) -> str | None:
     if not python.exists():
         return None
     code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-    result = _run([str(python), "-I", "-c", code, package])
+    result = _run(python, "-c", code, package)
     return result.stdout.strip() if result.returncode == 0 else None
 
 
 def _site_packages(environment: Path) -> str:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    return _run([str(python_in(environment)), "-I", "-c", code]).stdout.strip()
+    return _run(python_in(environment), "-c", code).stdout.strip()
 
 
 def _other_pythons() -> list[str]:
@@ -400,12 +412,12 @@ def _other_pythons() -> list[str]:
     return [name for name in names if shutil.which(name)]
 
 
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def _run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command,
+        [str(python), *PYTHON_OPTIONS, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
     )
@@ -456,10 +468,10 @@ def enter(module: str, arguments: Sequence[str], comfyui: Path | None = None) ->
     if want.comfyui is not None:
         os.environ["COMFYUI_PATH"] = str(want.comfyui)
     python = str(python_in(want.environment))
-    # -I keeps the current folder off sys.path: this repository's nodes/ would shadow
-    # ComfyUI's nodes.py.
-    command = [python, "-I", "-X", "utf8", "-m", module, *arguments]
+    command = [python, *PYTHON_OPTIONS, "-m", module, *arguments]
     sys.stdout.flush()
     if os.name == "nt":
+        # Ctrl-C reaches both; the module is the one that ends by it.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(subprocess.call(command))
     os.execv(python, command)

@@ -392,7 +392,8 @@ class ComfyUI:
             command = ["taskkill", "/F", "/T", "/PID", str(self._process.pid)]
             subprocess.run(command, capture_output=True, check=False)
         else:
-            with contextlib.suppress(ProcessLookupError):
+            # macOS refuses, instead of finding nobody, when all have ended already.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._forget()

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +76,8 @@ def _run(options: argparse.Namespace) -> None:
         if options.serve:
             print(f"ComfyUI keeps running at {host.url}; Ctrl-C stops it", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
-                threading.Event().wait()
+                while host.running:
+                    time.sleep(0.5)  # Ctrl-C ends it on Windows too, unlike a wait for an event
 
 
 def _base_directory() -> Path:

@@ -8,11 +8,12 @@ import hashlib
 import os
 import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
 
 from ..errors import LoraError, ModelFileError
@@ -251,7 +252,9 @@ class Catalog:
     def _stat(self, folder: str, name: str) -> Found | None:
         clean = _clean(name)
         parts = PurePosixPath(clean).parts
-        if not parts or clean.startswith("/") or ".." in parts or ":" in parts[0]:
+        # Joined on Windows, a drive in any part would drop the directory before it.
+        drives = any(PureWindowsPath(part).drive for part in parts)
+        if not parts or clean.startswith("/") or ".." in parts or drives:
             raise ModelFileError(
                 f"{name!r} is not a name below ComfyUI's {folder} folder. Choose a file from the "
                 "list."
@@ -450,11 +453,16 @@ def _last(name: str) -> str:
     return name.rpartition("/")[2]
 
 
+def _folded(name: str) -> str:
+    # macOS may store "é" as two characters where the keyboard gives one.
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 _NAME_TESTS: tuple[Callable[[str], str], ...] = (
     lambda name: name,
     stem,
-    lambda name: stem(name).casefold(),
-    lambda name: _last(stem(name)).casefold(),
+    lambda name: _folded(stem(name)),
+    lambda name: _folded(_last(stem(name))),
 )
 
 

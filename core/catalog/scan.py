@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,8 +46,8 @@ class Listing(NamedTuple):
 def list_files(directories: Sequence[Path]) -> Listing:
     """The model files below the directories of one folder key.
 
-    Symbolic links to directories are followed, as ComfyUI does; one that leads back to its own
-    parent is not. A directory that does not exist counts as empty.
+    Links to directories are followed, as ComfyUI does; one that leads back to its own parent is
+    not. A directory that does not exist counts as empty.
     """
     files: dict[str, Found] = {}
     roots: list[str] = []
@@ -92,7 +93,7 @@ def _walk(
                 yield Found(prefix + name, entry.path, status.st_size, status.st_mtime_ns)
             elif entry.is_dir() and name != ".git":
                 inner, links = f"{real.rstrip(os.sep)}{os.sep}{name}", links_in
-                if entry.is_symlink():
+                if _is_link(entry):
                     inner, links = os.path.realpath(entry.path), (*links_in, real)
                     if any(_within(place, inner) for place in links):
                         continue
@@ -104,6 +105,12 @@ def _walk(
 def absolute(path: str | os.PathLike[str]) -> str:
     """The absolute form of a path as it is kept in the database, links not resolved."""
     return os.path.abspath(path)  # noqa: PTH100 - Path.absolute() would leave ".." in it
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    # A junction of Windows is a link, but no symbolic one. os.DirEntry.is_junction() is of 3.12.
+    attributes = getattr(entry.stat(follow_symlinks=False), "st_file_attributes", 0)
+    return entry.is_symlink() or bool(attributes & stat.FILE_ATTRIBUTE_REPARSE_POINT)
 
 
 def _within(path: str, ancestor: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .applying import AppliedLoras, apply_loras
-    from .editing import edit_plan
+    from .editing import edit_plan, names_seed
     from .explanation import describe_loras, difference, explain
     from .records import SaveLocation, load_generation, recent, recover, save_generation
     from .replay import generation_from_png, replay_prompt
@@ -27,6 +27,7 @@ __all__ = [
     "explain",
     "generation_from_png",
     "load_generation",
+    "names_seed",
     "recent",
     "recover",
     "replay_prompt",
@@ -45,6 +46,7 @@ _HOMES = {
     "explain": "explanation",
     "generation_from_png": "replay",
     "load_generation": "records",
+    "names_seed": "editing",
     "recent": "records",
     "recover": "records",
     "replay_prompt": "replay",

@@ -24,15 +24,16 @@ def edit_plan(base: Mapping[str, Any], text: str) -> GenerationPlan:
     """
     try:
         patch = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(
             f"The plan text is not JSON: {error}. Paste a whole plan, or write only the fields to "
             'change, for example {"sampling": {"steps": 35}}.'
         ) from error
+    if isinstance(patch, dict) and patch.get("kind") == "Generation":
+        patch = patch.get("plan")
     if not isinstance(patch, dict):
         raise PlanError(f"The plan text must be a JSON object, not a {type(patch).__name__}.")
-    if patch.get("kind") == "Generation":
-        patch = patch.get("plan")
+    _refuse_idle_edits(base, patch)
     merged = _merge(dict(base), patch)
     missing = [name for name in ("analysis", "model", "loras", "sampling") if name not in merged]
     if missing:
@@ -41,6 +42,40 @@ def edit_plan(base: Mapping[str, Any], text: str) -> GenerationPlan:
             "whole plan, or wire PromptAnalyzer in."
         )
     return GenerationPlan.from_data(merged)
+
+
+_COUNTS_INSTEAD = {
+    ("analysis", "prompt"): ("loras", "segments"),
+    ("analysis", "segments"): ("loras", "segments"),
+    ("analysis", "negative_prompt"): ("analysis", "negative_segments"),
+}
+"""Fields that say what was typed or read, and those that are encoded."""
+
+
+def _refuse_idle_edits(base: Mapping[str, Any], patch: Mapping[str, Any]) -> None:
+    def read(tree: Any, path: tuple[str, str]) -> Any:
+        part = tree.get(path[0])
+        return part.get(path[1]) if isinstance(part, dict) else None
+
+    for edited, counts in _COUNTS_INSTEAD.items():
+        value = read(patch, edited)
+        if value is None or value == read(base, edited) or read(patch, counts) is not None:
+            continue
+        raise PlanError(
+            f"Changing {'.'.join(edited)} in the plan changes nothing: what is encoded is "
+            f"{'.'.join(counts)}. Change that, or change the prompt in PromptAnalyzer."
+        )
+
+
+def names_seed(text: str) -> bool:
+    """Whether a plan text sets the seed; False for a text that is no plan."""
+    try:
+        patch = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(patch, dict) and patch.get("kind") == "Generation":
+        patch = patch.get("plan")
+    return isinstance(patch, dict) and patch.get("seed") is not None
 
 
 def _merge(target: Any, patch: Any) -> Any:

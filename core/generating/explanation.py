@@ -134,9 +134,17 @@ def _performance(timings: Timings) -> str:
     )
 
 
-def difference(taken: GenerationPlan, auto: GenerationPlan) -> tuple[str, ...]:
-    """What AUTO would have done otherwise than the plan taken, one sentence each."""
+def difference(
+    taken: GenerationPlan, auto: GenerationPlan, *, compare_seed: bool = False
+) -> tuple[str, ...]:
+    """What AUTO would have done otherwise than the plan taken, one sentence each.
+
+    Args:
+        compare_seed: whether AUTO's seed was set, not drawn.
+    """
     lines = []
+    if compare_seed and taken.seed != auto.seed:
+        lines.append(f"used seed {auto.seed} instead of {taken.seed}.")
     for field in (
         "steps",
         "cfg",

@@ -30,7 +30,7 @@ import psutil
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from ..errors import SaveError, StorageError
+from ..errors import PlanError, SaveError, StorageError
 from ..plan import Generation, ImageFile
 from ..storage import Database
 from ..storage.tables import GenerationRow, LoraDecision, SaveIntent
@@ -47,6 +47,9 @@ _CLOCK_SLACK_SECONDS = 2.0
 
 _NO_SUCH_NAME = (errno.ENOENT, errno.ENAMETOOLONG, errno.EINVAL)
 """Errors of opening a file that is not there, or cannot be under such a name."""
+
+_NO_FOLDER_SYNC = (errno.EBADF, errno.EINVAL, errno.ENOTSUP)
+"""Errors of flushing a folder where the file system, such as a network share, cannot."""
 
 
 class SaveLocation(NamedTuple):
@@ -198,11 +201,16 @@ def recover(
     done: list[Recovered] = []
     for intent in intents:
         owner = Owner(intent.owner_host, intent.owner_pid, intent.owner_started)
-        sketch = _Sketch(
-            Generation.from_json(intent.record),
-            Path(intent.directory),
-            json.loads(intent.digests),
-        )
+        try:
+            record = Generation.from_json(intent.record)
+        except PlanError as error:
+            _log.warning(
+                "The save of generation %s was cut short and is left as it is: %s",
+                intent.generation_id,
+                error,
+            )
+            continue
+        sketch = _Sketch(record, Path(intent.directory), json.loads(intent.digests))
         if owner.host == socket.gethostname():
             ended = not alive(owner) and sketch.directory.is_dir()
         else:
@@ -339,6 +347,9 @@ def _sync(directory: Path) -> None:
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

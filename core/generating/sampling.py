@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import host
-from ..errors import ModelFileError, SettingError
-from ..plan import FileRef, GenerationPlan, SamplingPlan, Timings
+from ..errors import ModelFileError, PlanError, SettingError
+from ..plan import FileRef, GenerationPlan, Timings
 from .applying import AppliedLoras, apply_loras
 
 if TYPE_CHECKING:
@@ -44,15 +44,16 @@ def run(
     Raises:
         ModelFileError: CLIP or VAE is missing.
         LoraError: see `apply_loras`.
+        PlanError: the plan has no text.
         SettingError: the host lacks the plan's sampler or scheduler, or the model takes no shift.
     """
     sampling = plan.sampling
-    _check(sampling, clip, vae)
+    _check(plan, clip, vae)
     start = clock()
     loras = apply_loras(model, clip, plan.loras.loras, locate=locate)
     after_loras = clock()
-    positive = _encode(loras.clip, plan.loras.segments, sampling.clip_skip)
-    negative = _encode(loras.clip, plan.analysis.negative_segments, sampling.clip_skip)
+    positive = _encode(clip, loras.clip, plan.loras.segments, sampling.clip_skip)
+    negative = _encode(clip, loras.clip, plan.analysis.negative_segments, sampling.clip_skip)
     if sampling.guidance is not None:
         positive = host.with_guidance(positive, sampling.guidance)
     after_encode = clock()
@@ -63,7 +64,7 @@ def run(
         shifted,
         positive,
         negative,
-        host.empty_latent(sampling.width, sampling.height, sampling.batch_size),
+        host.empty_latent(sampling.width, sampling.height, sampling.batch_size, vae),
         seed=plan.seed,
         steps=sampling.steps,
         cfg=sampling.cfg,
@@ -86,7 +87,13 @@ def run(
     )
 
 
-def _check(sampling: SamplingPlan, clip: Any, vae: Any) -> None:
+def _check(plan: GenerationPlan, clip: Any, vae: Any) -> None:
+    sampling = plan.sampling
+    if not plan.loras.segments or not plan.analysis.negative_segments:
+        raise PlanError(
+            "The plan has no text to encode: loras.segments and analysis.negative_segments need "
+            "one text each at least, which may be empty."
+        )
     if clip is None:
         raise ModelFileError(
             "CLIP is missing: the model file holds no text encoder. Choose one in HubModelLoader's "
@@ -107,12 +114,12 @@ def _check(sampling: SamplingPlan, clip: Any, vae: Any) -> None:
             )
 
 
-def _encode(clip: Any, segments: tuple[str, ...], clip_skip: int | None) -> Any:
-    # Kept on the CLIP object, as in `apply_loras`: the stock graph caches CLIPTextEncode too.
+def _encode(clip: Any, patched: Any, segments: tuple[str, ...], clip_skip: int | None) -> Any:
+    # Kept on the CLIP that came in, as in `apply_loras`: the stock graph caches its texts too.
     kept: dict[Any, Any] = clip.__dict__.setdefault("_intelligent_generation_encodings", {})
-    key = (segments, clip_skip)
+    key = (patched.patcher.patches_uuid, segments, clip_skip)
     if key not in kept:
-        source = clip if clip_skip is None else host.with_clip_skip(clip, clip_skip)
+        source = patched if clip_skip is None else host.with_clip_skip(patched, clip_skip)
         encoding = host.encode(source, segments)
         while len(kept) >= ENCODINGS_KEPT:
             del kept[next(iter(kept))]

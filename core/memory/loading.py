@@ -26,6 +26,9 @@ MODEL_INFO = "model_info"
 PART = "model_part"
 """Attachment key on the patchers of CLIP and VAE: the ModelPart they were loaded as."""
 
+CHANGES = "changes"
+"""Attachment key on the patchers of MODEL and CLIP: `host.other_changes` right after loading."""
+
 OWN_PATCHES = "own_patches"
 """Attachment key on the patchers of MODEL and CLIP: how many of their patches this pack added."""
 
@@ -186,14 +189,17 @@ def load_model(choice: ModelChoice, catalog: Catalog) -> LoadedModel:
         notices=tuple(notices),
     )
     host.attach(model, MODEL_INFO, info)
+    host.attach(model, CHANGES, host.other_changes(model))
+    if clip is not None:
+        host.attach(clip.patcher, CHANGES, host.other_changes(clip.patcher))
     return LoadedModel(model, clip, vae, info)
 
 
 def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
     """ModelInfo of any MODEL: what our loader attached to it, else what ComfyUI detected.
 
-    With CLIP and VAE the parts are those that are really wired, wherever they came from. Patches
-    that other nodes added (LoRAs, merges) are counted and told: they stay, and the record of a
+    With CLIP and VAE the parts are those that are really wired, wherever they came from. Changes
+    by other nodes (LoRAs, merges, options) are counted and told: they stay, and the record of a
     generation cannot name them.
     """
     info: ModelInfo | None = host.attached(model, MODEL_INFO)
@@ -207,10 +213,10 @@ def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
             evidence=f"ComfyUI loaded it as {comfy_class}",
             parts=(_part("diffusion_model", (), host.diffusion_module(model)),),
         )
-    carried = _foreign_patches(model)
+    carried = _foreign_changes(model)
     parts = info.parts
     if clip is not None:
-        carried += _foreign_patches(clip.patcher)
+        carried += _foreign_changes(clip.patcher) + host.clip_changes(clip)
         part = host.attached(clip.patcher, PART)
         parts = _with_part(parts, part or _part("text_encoder", (), host.text_encoder_module(clip)))
     if vae is not None:
@@ -219,8 +225,8 @@ def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
     notices = info.notices
     if carried:
         message = (
-            f"MODEL or CLIP already carries {carried} patches (a LoRA or a merge) from other "
-            "nodes. They stay. The record cannot name them: to repeat this image, use the "
+            f"MODEL or CLIP already carries {carried} changes (a LoRA, a merge, an option) from "
+            "other nodes. They stay. The record cannot name them: to repeat this image, use the "
             "workflow in the PNG."
         )
         notices = (
@@ -230,8 +236,10 @@ def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
     return info.model_copy(update={"parts": parts, "carried_patches": carried, "notices": notices})
 
 
-def _foreign_patches(patcher: Any) -> int:
-    return max(0, host.patch_count(patcher) - (host.attached(patcher, OWN_PATCHES) or 0))
+def _foreign_changes(patcher: Any) -> int:
+    patches = host.patch_count(patcher) - (host.attached(patcher, OWN_PATCHES) or 0)
+    others = host.other_changes(patcher) - (host.attached(patcher, CHANGES) or 0)
+    return max(0, patches) + max(0, others)
 
 
 def _with_part(parts: tuple[ModelPart, ...], part: ModelPart) -> tuple[ModelPart, ...]:

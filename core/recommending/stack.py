@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..plan import LoraPlan, PlannedLora
+from ..errors import LoraError
+from ..plan import LoraPlan, Notice, PlannedLora
 from .recommender import UserLora
 
 Stack = list[tuple[str, float, float]]
@@ -16,12 +17,34 @@ def to_stack(plan: LoraPlan) -> Stack:
 
 
 def with_user_loras(plan: LoraPlan, loras: Sequence[UserLora]) -> LoraPlan:
-    """The plan with the user's LoRAs after its own; nothing else of it changes.
+    """The plan with the user's LoRAs after its own.
 
-    One that the plan has already is taken out of the plan's own: the user's strength counts.
+    One that was recommended at another strength gives way, and a notice says so.
+
+    Raises:
+        LoraError: the plan has one of them as the user's own already, at another strength.
     """
-    names = {lora.entry.file.name for lora in loras}
-    kept = tuple(lora for lora in plan.loras if lora.file.name not in names)
+    asked = {lora.entry.file.name: lora for lora in loras}
+    kept: list[PlannedLora] = []
+    notices = list(plan.notices)
+    for planned in plan.loras:
+        lora = asked.get(planned.file.name)
+        if lora is None:
+            kept.append(planned)
+        elif (planned.model_strength, planned.clip_strength) == lora[1:3]:
+            kept.append(planned)
+            del asked[planned.file.name]
+        elif planned.by_user:
+            raise LoraError(
+                f"LoRA {planned.file.name} is named twice, at {planned.model_strength:g} and at "
+                f"{lora.model_strength:g}. Take one out."
+            )
+        else:
+            message = (
+                f"LoRA {planned.title} was recommended at {planned.model_strength:g}; your stack "
+                f"has it at {lora.model_strength:g}, which counts."
+            )
+            notices.append(Notice(level="info", code="stack_beats_plan", message=message))
     added = tuple(
         PlannedLora(
             file=lora.entry.file,
@@ -31,6 +54,6 @@ def with_user_loras(plan: LoraPlan, loras: Sequence[UserLora]) -> LoraPlan:
             origin=lora.origin,
             reason="Your own choice, used at the strength you gave.",
         )
-        for lora in loras
+        for lora in asked.values()
     )
-    return plan.model_copy(update={"loras": kept + added})
+    return plan.model_copy(update={"loras": (*kept, *added), "notices": tuple(notices)})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -193,6 +194,13 @@ class TestLibrary:
             "sub/a.safetensors",
         ]
 
+    @pytest.mark.skipif(sys.platform != "win32", reason="only Windows has junctions")
+    def test_junctions_are_followed_and_loops_end(self, open_catalog, models, add):
+        add("sub/a.safetensors")
+        loop = models / "loras" / "sub" / "loop"
+        subprocess.run(["cmd", "/c", "mklink", "/J", str(loop), str(models)], check=True)
+        assert names(open_catalog().loras()) == ["sub/a.safetensors"]
+
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a name be any bytes")
     def test_a_name_that_is_not_text_is_told_and_harms_nothing_else(self, open_catalog, add):
         path = add("good.safetensors")
@@ -304,8 +312,14 @@ class TestPathAndRef:
         with pytest.raises(ModelFileError, match=r"not in ComfyUI's loras folder.*watercolor"):
             open_catalog().ref("loras", "watercolour.safetensors")
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+    def test_a_colon_is_no_drive(self, open_catalog, add):
+        path = add("re:zero.safetensors")
+        catalog = open_catalog()
+        assert catalog.path(catalog.ref("loras", "re:zero.safetensors")) == path
+
     @pytest.mark.parametrize(
-        "name", ["../secret.safetensors", "/etc/passwd", "C:\\x.sft", "", "a/../../b"]
+        "name", ["../secret.safetensors", "/etc/passwd", "C:\\x.sft", "a/C:x.sft", "", "a/../../b"]
     )
     def test_names_that_lead_out_are_refused(self, open_catalog, add, models, name):
         add("a/x.safetensors")
@@ -471,7 +485,8 @@ class TestByName:
     @pytest.fixture
     def catalog(self, open_catalog, add, models):
         for name in ("styles/Ink_v1.0.safetensors", "ink.safetensors", "chars/alice.safetensors",
-                     "old/alice.safetensors", "Watercolor.safetensors"):  # fmt: skip
+                     "old/alice.safetensors", "Watercolor.safetensors",
+                     "cafe\N{COMBINING ACUTE ACCENT}.safetensors"):  # fmt: skip
             add(name)
         (models / "loras" / "broken.safetensors").write_bytes(b"")
         (models / "loras" / "ink.pt").write_bytes(b"PK")
@@ -489,6 +504,10 @@ class TestByName:
             ("chars/Alice", "chars/alice.safetensors"),
             (" watercolor ", "Watercolor.safetensors"),
             ("moved/elsewhere/watercolor", "Watercolor.safetensors"),
+            (
+                "caf\N{LATIN SMALL LETTER E WITH ACUTE}",
+                "cafe\N{COMBINING ACUTE ACCENT}.safetensors",
+            ),
         ],
     )
     def test_found(self, catalog, name, found):

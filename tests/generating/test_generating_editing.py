@@ -6,7 +6,7 @@ import json
 
 import pytest
 from intelligent_generation.core.errors import PlanError
-from intelligent_generation.core.generating import difference, edit_plan
+from intelligent_generation.core.generating import difference, edit_plan, names_seed
 
 
 def as_json(value):
@@ -44,6 +44,21 @@ def test_null_puts_a_field_back_to_its_default(make_generation):
     assert edit_plan(as_json(plan), '{"sampling": {"shift": null}}').sampling.shift is None
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"seed": 0}', True),
+        ('{"kind": "Generation", "plan": {"seed": 3}}', True),
+        ('{"analysis": {"prompt": "a \\"seed\\" packet"}}', False),
+        ('{"seed": null}', False),
+        ("no plan", False),
+        ("", False),
+    ],
+)
+def test_whether_a_plan_text_sets_the_seed(text, expected):
+    assert names_seed(text) is expected
+
+
 def test_a_list_replaces_the_list(make_generation):
     plan = make_generation().plan
     assert edit_plan(as_json(plan), '{"loras": {"loras": []}}').loras.loras == ()
@@ -59,6 +74,10 @@ def test_a_list_replaces_the_list(make_generation):
         ('{"sampling": 3}', "sampling"),
         ('{"seed": null}', "seed"),
         ('{"schema_version": 99}', "Update the node pack"),
+        ('{"kind": "Generation"}', "must be a JSON object"),
+        ("[" * 100_000, "not JSON"),
+        ('{"analysis": {"prompt": "a cat"}}', "loras.segments"),
+        ('{"analysis": {"negative_prompt": "blurry"}}', "analysis.negative_segments"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(make_generation, text, said):

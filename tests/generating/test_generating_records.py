@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -327,6 +329,42 @@ def test_a_folder_without_write_permission_is_named(save, database, folder, make
             save(make_generation())
     finally:
         folder.chmod(0o755)
+    assert_consistent(database, folder)
+
+
+@pytest.fixture
+def folder_sync_fails(monkeypatch) -> Callable[[int], None]:
+    """Have the system refuse to flush folders, with this error."""
+    sync = os.fsync
+
+    def fail_with(number: int) -> None:
+        def fsync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    return fail_with
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows flushes no folders")
+def test_a_file_system_that_cannot_flush_folders_will_do(
+    save, database, folder, make_generation, folder_sync_fails
+):
+    folder_sync_fails(errno.EINVAL)
+    save(make_generation())
+    assert files(folder) == ["image_00001_.png"]
+    assert_consistent(database, folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows flushes no folders")
+def test_a_disk_that_fails_to_flush_a_folder_is_told(
+    save, database, folder, make_generation, folder_sync_fails
+):
+    folder_sync_fails(errno.EIO)
+    with pytest.raises(SaveError, match=r"Saved before that: image_00001_\.png"):
+        save(make_generation())
     assert_consistent(database, folder)
 
 

@@ -143,6 +143,93 @@ def test_a_lora_stack_goes_in_and_out(client: Client, auto_graph, stock_graph, r
     assert np.array_equal(pixels(client, client.run(stacked)), pixels(client, client.run(chain)))
 
 
+def test_a_stack_through_the_fetcher_leaves_the_prompt_as_it_is(
+    client: Client, auto_graph, record_of
+) -> None:
+    graph = auto_graph("a heron <lora:misty_mountains:0.4>", recommender={"max_loras": 0})
+    other = auto_graph("b <lora:dusk-light:0.5>", recommender={"max_loras": 0})
+    graph["analyzer-b"], graph["recommender-b"] = other["analyzer"], other["recommender"]
+    graph["recommender-b"]["inputs"]["analysis"] = ["analyzer-b", 0]
+    graph["fetcher"] = node("CivitAILoRAFetcher", lora_stack=["recommender-b", 1])
+    graph["sampler"]["inputs"]["lora_plan"] = ["fetcher", 0]
+    record = record_of(client.run(graph))
+    assert record.plan.loras.segments[0].startswith("a heron")
+    names = [item.file.name for item in record.applied]
+    assert names == ["misty_mountains.safetensors", "dusk-light.safetensors"]
+
+    graph["sampler"]["inputs"]["lora_plan"] = ["recommender-b", 0]
+    with pytest.raises(PromptFailedError, match="another prompt"):
+        client.run(graph)
+
+
+def test_model_and_clip_that_carry_other_loras_than_the_plan_are_refused(
+    client: Client, auto_graph
+) -> None:
+    graph = auto_graph("a lighthouse at dusk, watercolor")
+    graph["fetcher"] = node(
+        "CivitAILoRAFetcher",
+        lora_plan=["recommender", 0], model=["loader", 0], clip=["loader", 1],
+    )  # fmt: skip
+    graph["sampler"]["inputs"]["model"] = ["fetcher", 2]
+    with pytest.raises(PromptFailedError, match="MODEL, CLIP and LoRA plan of one"):
+        client.run(graph)  # CLIP comes from the loader
+    graph["sampler"]["inputs"]["clip"] = ["fetcher", 3]
+    del graph["sampler"]["inputs"]["lora_plan"]
+    with pytest.raises(PromptFailedError, match="MODEL, CLIP and LoRA plan of one"):
+        client.run(graph)  # the plan is not wired on
+    graph["fetcher"]["inputs"].pop("model")
+    with pytest.raises(PromptFailedError, match="Wire MODEL"):
+        client.run(graph)
+
+
+def test_a_lora_named_twice_at_two_strengths_is_refused(client: Client, auto_graph) -> None:
+    with pytest.raises(PromptFailedError, match="named twice"):
+        client.run(auto_graph("a <lora:dusk-light:0.5> <lora:dusk-light:0.8>"))
+
+
+def test_changes_of_other_nodes_are_told_and_not_replayed(
+    client: Client, auto_graph, record_of
+) -> None:
+    graph = auto_graph("changed elsewhere")
+    graph["skip"] = node("CLIPSetLastLayer", clip=["loader", 1], stop_at_clip_layer=-2)
+    graph["rescale"] = node("RescaleCFG", model=["loader", 0], multiplier=0.7)
+    graph["sampler"]["inputs"].update(model=["rescale", 0], clip=["skip", 0])
+    record = record_of(client.run(graph))
+    assert record.plan.model.carried_patches >= 2
+    assert "workflow in the PNG" in record.explanation
+    plain = record_of(client.run(auto_graph("changed elsewhere")))
+    assert plain.plan.model.carried_patches == 0
+
+
+def test_a_plan_run_with_another_vae_says_so(
+    client: Client, add_model, auto_graph, record_of
+) -> None:
+    record = record_of(client.run(auto_graph("another vae")))
+    graph = auto_graph("x", sampler={"mode": "MANUAL", "plan": record.plan.to_json()})
+    graph["loader"]["inputs"]["vae"] = add_model("small-taesd.safetensors")
+    again = record_of(client.run(graph))
+    assert any("The image will differ" in notice.message for notice in again.notices)
+    graph["loader"]["inputs"]["vae"] = "automatic"
+    same = record_of(client.run(graph))
+    assert not any("The image will differ" in notice.message for notice in same.notices)
+
+
+def test_what_is_no_text_encoder_is_refused(client: Client, add_model, comfyui, auto_graph) -> None:
+    vae = comfyui.base.models("vae") / add_model("small-taesd.safetensors")
+    wrong = comfyui.base.models("text_encoders") / "a vae.safetensors"
+    wrong.write_bytes(vae.read_bytes())
+    graph = auto_graph("x")
+    graph["loader"]["inputs"].update(
+        model=f"diffusion_models/{add_model('small-sd15-unet.safetensors')}",
+        text_encoder_1=wrong.name,
+    )
+    try:
+        with pytest.raises(PromptFailedError, match="not a text encoder"):
+            client.run(graph)
+    finally:
+        wrong.unlink()
+
+
 def test_the_fetchers_model_output_without_a_model_says_what_to_wire(
     client: Client, auto_graph
 ) -> None:

@@ -126,6 +126,15 @@ def test_latent_is_bit_identical_to_the_stock_graph(
     assert ours.shape[0] == options.get("batch_size", 1)
     assert np.array_equal(ours, theirs)
 
+    # With a new seed the patches and texts that were kept are used again, to the same effect.
+    graph["sampler"]["inputs"]["seed"] = 12
+    again = client.run(graph)
+    assert np.array_equal(
+        latent_of(again),
+        latent_of(client.run(stock_twin(record_of(again), stock_graph, "latents/stock"))),
+    )
+    assert not np.array_equal(latent_of(again), ours)
+
 
 def test_clip_skip_and_break_are_those_of_the_stock_nodes(
     client: Client, auto_graph, stock_graph, record_of, latent_of

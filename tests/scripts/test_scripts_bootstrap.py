@@ -110,6 +110,11 @@ def test_torch_can_be_chosen_with_pip_options(root: Path):
     assert want.fingerprint != wanted(root, None, {}).fingerprint
 
 
+def test_torch_can_be_a_windows_path(root: Path):
+    want = wanted(root, None, {"IG_TORCH": r'"C:\my wheels\torch.whl" --no-index'})
+    assert want.torch == (r"C:\my wheels\torch.whl", "--no-index")
+
+
 @pytest.mark.parametrize("name", ["requirements.txt", "pyproject.toml"])
 def test_changed_requirements_change_the_fingerprint(root: Path, name: str):
     before = wanted(root, None, {}).fingerprint
