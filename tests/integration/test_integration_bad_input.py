@@ -120,7 +120,8 @@ def test_a_model_that_carries_loras_keeps_them_and_it_is_told(
     assert "already carries" in record.explanation
     with pytest.raises(requests.HTTPError) as caught:
         client.get(f"/intelligent_generation/generations/{record.id}/prompt")
-    assert "workflow in the PNG" in caught.value.response.json()["error"]
+    answer = caught.value.response
+    assert answer is not None and "workflow in the PNG" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(

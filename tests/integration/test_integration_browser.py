@@ -11,7 +11,7 @@ import intelligent_generation
 import pytest
 from intelligent_generation.scripts.comfyui import ComfyUI
 
-ROOT = Path(intelligent_generation.__file__).parent
+ROOT = Path(intelligent_generation.__path__[0])
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )

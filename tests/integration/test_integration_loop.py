@@ -14,14 +14,17 @@ from intelligent_generation.core.limits import MAX_SEED
 from intelligent_generation.core.plan import Generation
 from intelligent_generation.scripts.comfyui import Client, ComfyUI, Prompt, PromptFailedError
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 PROMPT = "a lighthouse at dusk, watercolor"
 ROUTES = "/intelligent_generation"
 
 
-def png(client: Client, run: Any) -> Image.Image:
+def png(client: Client, run: Any) -> PngImageFile:
     (image,) = run.images()
-    return Image.open(io.BytesIO(client.view(image)))
+    opened = Image.open(io.BytesIO(client.view(image)))
+    assert isinstance(opened, PngImageFile)
+    return opened
 
 
 def pixels(client: Client, run: Any) -> np.ndarray:
@@ -285,8 +288,9 @@ def test_a_record_can_be_found_and_replayed_by_its_id(
     assert np.array_equal(pixels(client, run), pixels(client, client.run(prompt)))
     with pytest.raises(requests.HTTPError) as missing:
         client.get(f"{ROUTES}/generations/absent")
-    assert missing.value.response.status_code == 404
-    assert "absent" in missing.value.response.json()["error"]
+    answer = missing.value.response
+    assert answer is not None and answer.status_code == 404
+    assert "absent" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("save", ["temp", "off"])
