@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     Returns:
         `total_seconds` from starting the process to holding the PNG; `start_seconds` to its
-        first answer; `first_image_seconds` from queueing to the PNG, and of that
+        first answer; `ready_seconds` to the start of the sampler, with the model loaded and all
+        plans made; `first_image_seconds` from queueing to the PNG, and of that
         `node_seconds` by node; `steps` sampled.
     """
     parser = argparse.ArgumentParser(prog="startup", description="From start to first image.")
@@ -57,6 +58,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     return {
         "total_seconds": round(ended - started, 2),
         "start_seconds": round(host.start_seconds, 2),
+        "ready_seconds": round(clock.start_of("IntelligentSampler") - started, 2),
         "first_image_seconds": round(ended - queued, 2),
         "node_seconds": clock.seconds(ended),
         "steps": max((step.total for step in run.steps), default=0),
@@ -74,6 +76,9 @@ class _NodeClock:
     def __call__(self, progress: Progress) -> None:
         if progress.kind == "node":
             self._starts.append((self._classes[progress.node], time.monotonic()))
+
+    def start_of(self, name: str) -> float:
+        return next(start for node, start in self._starts if node == name)
 
     def seconds(self, ended: float) -> dict[str, float]:
         ends = [*(start for _, start in self._starts[1:]), ended]

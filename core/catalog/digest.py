@@ -95,7 +95,7 @@ def unpack(text: str, file: FileRef) -> LoraEntry:
     """The entry that `pack` wrote. Raises ValueError when the text is something else."""
     values = from_json(text)
     try:
-        values[_TRIGGERS] = tuple(TriggerWord(*word) for word in values[_TRIGGERS])
+        values[_TRIGGERS] = tuple(map(TriggerWord._make, values[_TRIGGERS]))
         values[_TAGS] = tuple(map(_tag_count, zip(*values[_TAGS], strict=True)))
         return LoraEntry(file, *values)
     except (TypeError, IndexError, KeyError) as error:
