@@ -337,6 +337,21 @@ class SamplingPlan(PlanObject):
     """How to sample. Made by ParameterOptimizer."""
 
     KIND: ClassVar[str] = "SamplingPlan"
+    DECISIVE: ClassVar[tuple[str, ...]] = (
+        "steps",
+        "cfg",
+        "sampler",
+        "scheduler",
+        "width",
+        "height",
+        "batch_size",
+        "denoise",
+        "clip_skip",
+        "guidance",
+        "shift",
+    )
+    """The fields that change the image; the others say why."""
+
     kind: Literal["SamplingPlan"] = "SamplingPlan"
 
     steps: Annotated[int, Field(ge=1, le=10000)]

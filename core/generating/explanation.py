@@ -11,6 +11,7 @@ from ..plan import (
     Notice,
     PlannedLora,
     Reason,
+    SamplingPlan,
     SkippedLora,
     Timings,
 )
@@ -145,19 +146,7 @@ def difference(
     lines = []
     if compare_seed and taken.seed != auto.seed:
         lines.append(f"used seed {auto.seed} instead of {taken.seed}.")
-    for field in (
-        "steps",
-        "cfg",
-        "sampler",
-        "scheduler",
-        "width",
-        "height",
-        "batch_size",
-        "denoise",
-        "clip_skip",
-        "guidance",
-        "shift",
-    ):
+    for field in SamplingPlan.DECISIVE:
         mine, theirs = getattr(taken.sampling, field), getattr(auto.sampling, field)
         if mine != theirs:
             lines.append(f"used {field} {_shown(theirs)} instead of {_shown(mine)}.")

@@ -31,7 +31,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from ..errors import PlanError, SaveError, StorageError
-from ..plan import Generation, ImageFile
+from ..plan import Generation, ImageFile, SamplingPlan
 from ..storage import Database
 from ..storage.tables import GenerationRow, LoraDecision, SaveIntent
 from .png import RECORD_KEY, encode_png
@@ -283,26 +283,10 @@ def image_key(generation: Generation) -> str:
         ],
         "positive": plan.loras.segments,
         "negative": plan.analysis.negative_segments,
-        "sampling": plan.sampling.model_dump(include=set(_DECISIVE)),
+        "sampling": plan.sampling.model_dump(include=set(SamplingPlan.DECISIVE)),
         "seed": plan.seed,
     }
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-_DECISIVE = (
-    "steps",
-    "cfg",
-    "sampler",
-    "scheduler",
-    "width",
-    "height",
-    "batch_size",
-    "denoise",
-    "clip_skip",
-    "guidance",
-    "shift",
-)
-"""Fields of SamplingPlan that change the image; the others say why."""
 
 
 # --------------------------------------------------------------------------- names and files
