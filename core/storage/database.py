@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,8 @@ VERSION_TABLE = "ig_alembic_version"
 BUSY_TIMEOUT_SECONDS = 30.0
 """How long a writer waits for another process's write to end (SQLite); `?timeout=` in the URL
 says otherwise."""
+
+_WAL_RETRY_SECONDS = 0.02
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _READ_ONLY = "ig_read_only"
@@ -124,7 +128,8 @@ def _engine(address: URL) -> Engine:
     def configure(connection, _record) -> None:
         # Python's driver would begin transactions by itself, too late and never for DDL.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=NORMAL"):
+        _use_wal(connection, timeout)
+        for pragma in ("foreign_keys=ON", "synchronous=NORMAL"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
@@ -135,6 +140,21 @@ def _engine(address: URL) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _use_wal(connection: sqlite3.Connection, timeout: float) -> None:
+    # Of several processes that open a new file at once, those that come second are refused at
+    # once: SQLite does not wait by itself for a change of the journal mode.
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() >= deadline:
+                raise
+            time.sleep(_WAL_RETRY_SECONDS)
+        else:
+            return
 
 
 def _make_folder(address: URL) -> None:
