@@ -579,14 +579,6 @@ def describe() -> str:
     return f"ComfyUI {version}, torch {torch.__version__}, {HostMachine().device_name}"
 
 
-def current_prompt_id() -> str | None:
-    """Id of the prompt that is being executed; None outside a run."""
-    from comfy_execution.utils import get_executing_context
-
-    context = get_executing_context()
-    return context.prompt_id if context is not None else None
-
-
 def node_module(node_id: str) -> str | None:
     """Where a node of this id comes from, e.g. `custom_nodes.some-pack`; None if there is none."""
     node = stock_nodes.NODE_CLASS_MAPPINGS.get(node_id)

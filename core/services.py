@@ -347,6 +347,13 @@ class Services:
         elif not loras.segments:
             # From a LORA_STACK alone: it has LoRAs and no text.
             own = self._own_loras_only(analysis, info)
+            tags = {lora.file.name for lora in own.loras}
+            twice = [lora.file.name for lora in loras.loras if lora.file.name in tags]
+            if twice:
+                raise LoraError(
+                    f"LoRA {twice[0]} is named twice, in the prompt and in the LORA_STACK. Take "
+                    "one out."
+                )
             loras = loras.model_copy(
                 update={"segments": own.segments, "loras": own.loras + loras.loras}
             )

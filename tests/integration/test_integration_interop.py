@@ -157,6 +157,10 @@ def test_a_stack_through_the_fetcher_leaves_the_prompt_as_it_is(
     names = [item.file.name for item in record.applied]
     assert names == ["misty_mountains.safetensors", "dusk-light.safetensors"]
 
+    graph["analyzer"]["inputs"]["prompt"] = "a heron <lora:dusk-light:0.9>"
+    with pytest.raises(PromptFailedError, match="in the prompt and in the LORA_STACK"):
+        client.run(graph)
+
     graph["sampler"]["inputs"]["lora_plan"] = ["recommender-b", 0]
     with pytest.raises(PromptFailedError, match="another prompt"):
         client.run(graph)
