@@ -14,9 +14,9 @@ from PIL import Image
 
 from ..core.plan import Generation
 from ..scripts.comfyui import Client, ComfyUI, Prompt, Run, link_model, prepare_base
-from ..scripts.demonstration import SMALL_MODEL, auto_prompt
+from ..scripts.demonstration import auto_prompt
 from ..scripts.sample_library import write_library
-from ..scripts.sample_models import sample_model
+from ..scripts.sample_models import SMALL_MODEL, sample_model
 from ..scripts.workflow_api import node_of, with_inputs
 
 SIZE = (64, 64)

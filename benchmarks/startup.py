@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..scripts.comfyui import ComfyUI, Progress, Prompt, has_usable_gpu, link_model, prepare_base
-from ..scripts.demonstration import SMALL_MODEL, SMALL_SIZE, auto_prompt
+from ..scripts.demonstration import auto_prompt
 from ..scripts.sample_library import write_library
-from ..scripts.sample_models import sample_model
+from ..scripts.sample_models import SMALL_MODEL, sample_model
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     """
     parser = argparse.ArgumentParser(prog="startup", description="From start to first image.")
     parser.add_argument("--prompt", default="a lighthouse at dusk, watercolor")
-    parser.add_argument("--width", type=int, default=SMALL_SIZE[0])
-    parser.add_argument("--height", type=int, default=SMALL_SIZE[1])
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--height", type=int, default=256)
     options = parser.parse_args(argv)
     cpu = not has_usable_gpu()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:

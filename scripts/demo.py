@@ -2,8 +2,8 @@
 
     python scripts/demo.py "a lighthouse at dusk, watercolor"
 
-Sets up what is missing on its first run (see bootstrap.py). Without `--model` it uses small
-generated models, whose images are coloured clouds, and a generated library of LoRAs.
+Sets up what is missing on its first run (see bootstrap.py). Without `--model` it uses the small
+world (see world/README.md): a model and LoRAs trained for this repository, made for a CPU.
 """
 
 from __future__ import annotations
@@ -30,10 +30,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         type=_size,
         default=None,
         metavar="WxH",
-        help="image size in pixels; default: 256x256 with the small model, which keeps it quick "
-        "on a CPU, and the pack's own choice with --model",
+        help="image size in pixels; default: the pack's own choice",
     )
     parser.add_argument("--model", type=_file, metavar="FILE", help="a real checkpoint to use")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="with --model, also make the image with stock settings and no LoRA, and show both; "
+        "always done without --model",
+    )
     parser.add_argument("--comfyui", type=Path, metavar="PATH", help="a ComfyUI checkout to use")
     parser.add_argument(
         "--output",

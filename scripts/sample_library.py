@@ -58,6 +58,12 @@ def write_library(folder: Path) -> list[Path]:
     return [write_lora(row, folder) for row in rows()]
 
 
+def write_other_families(folder: Path) -> list[Path]:
+    """Write the LoRAs of the library that are for SDXL and Flux, as `write_library` does."""
+    others = [row for row in rows() if not row["tensors"].startswith("sd15")]
+    return [write_lora(row, folder) for row in others]
+
+
 def write_lora(row: dict[str, Any], folder: Path) -> Path:
     """Write one LoRA of `rows()`, at `<folder>/<name>.safetensors`."""
     path = folder / f"{row['name']}.safetensors"

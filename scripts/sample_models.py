@@ -32,6 +32,8 @@ REVISION = 1
 WIDTH, TIME, CONTEXT = 320, 1280, 768
 """Channels of the SD 1.5 UNet's first level, of its time embedding, and of CLIP-L."""
 LATENT = 4
+SMALL_MODEL = "small-sd15.safetensors"
+"""The one that tests and benchmarks use where any will do."""
 DTYPES = {"float16": "F16", "float32": "F32"}
 
 Fill = Callable[..., np.ndarray]

@@ -1,0 +1,1 @@
+"""The small world: seeded scenes with known attributes, their pictures and their captions."""
