@@ -49,3 +49,23 @@ class SaveError(IntelligentGenerationError):
 
 class HostError(IntelligentGenerationError):
     """ComfyUI lacks something that the pack needs."""
+
+
+class HubError(IntelligentGenerationError):
+    """Hugging Face or CivitAI cannot be reached, or answered with something unusable."""
+
+
+class HubAccessError(HubError):
+    """A hub refuses: a login, a valid token, an accepted licence or early access is needed."""
+
+
+class HubNotFoundError(HubError):
+    """A model, version or file that a hub does not have, or no longer has."""
+
+
+class HubBusyError(HubError):
+    """A hub that still asked to wait, or failed, after every try."""
+
+
+class DownloadError(HubError):
+    """A download that could not be finished or does not hold what was promised."""

@@ -13,7 +13,9 @@ import pytest
 ROOT = Path(intelligent_generation.__path__[0])
 SHARED = {"plan", "errors", "limits", "storage", "host"}
 """What every room may use."""
-ROOMS = ["prompting", "catalog", "recommending", "tuning", "memory", "learning", "generating"]
+ROOMS = [
+    "prompting", "hubs", "catalog", "recommending", "tuning", "memory", "learning", "generating",
+]  # fmt: skip
 """In the direction of the data: a room may use those before it."""
 HOST_MODULES = {
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths",
