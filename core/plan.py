@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from .errors import PlanError
 from .limits import MAX_SEED
@@ -240,6 +240,9 @@ class ModelInfo(PlanObject):
     family_confidence: UnitInterval
     evidence: str
     """Why this family and variant: which tensors, header fields or class said so."""
+    trained_size: tuple[PositiveInt, PositiveInt] | None = None
+    """Width and height in pixels that the model was trained at, as its header says; None when it
+    does not, and its family's own size holds."""
     parts: tuple[ModelPart, ...] = ()
     carried_patches: Annotated[int, Field(ge=0)] = 0
     """Changes that other nodes had made when MODEL and CLIP came in: patches of LoRAs and merges,
@@ -275,9 +278,10 @@ class PlannedLora(_Frozen):
     title: str
     model_strength: Strength
     clip_strength: Strength
-    origin: Literal["recommended", "prompt_tag", "stack"]
+    origin: Literal["recommended", "prompt_tag", "stack", "reference"]
     """recommended: chosen by the pack; the others are the user's own choice and keep their
-    strength. The pack raises an error where it cannot honour a user's choice; it skips a
+    strength (reference: named by a hub's address, id or hash; the author's strength where the
+    user gave none). The pack raises an error where it cannot honour a user's choice; it skips a
     recommended one and says so."""
     trigger_words: tuple[str, ...] = ()
     """Those that this plan puts into the prompt because they were needed and missing."""

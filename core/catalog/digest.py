@@ -1,13 +1,12 @@
-"""From a LoRA's header to what the catalog keeps of it."""
+"""From a model file's header to what the catalog keeps of it."""
 
 from __future__ import annotations
 
-import html
 import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,17 +14,17 @@ from typing import Any
 from pydantic_core import from_json
 
 from ..plan import FileRef
-from .entries import LoraEntry, TagCount, TriggerWord
-from .families import detect_lora
+from .entries import LoraEntry, ModelEntry, TagCount, TriggerWord
+from .families import UNKNOWN, detect_checkpoint, detect_lora
 from .headers import SafetensorsHeader
+from .text import plain_text, tag_key
 
-DIGEST_VERSION = 1
-"""Raised when `describe` would say something else of the same header: stored digests of another
-version are made anew."""
+DIGEST_VERSION = 2
+"""Raised when `describe` or `describe_model` would say something else of the same header: stored
+digests of another version are made anew."""
 
 MAX_TRIGGER_WORDS = 16
 MAX_TAGS = 64
-MAX_DESCRIPTION = 1_000
 
 _TRIGGER_SHARE = 0.9  # of a dataset's images: "in nearly every image"
 _NAMED_TRIGGER_SHARE = 0.5  # enough where the tag is also the dataset's or the output's name
@@ -34,7 +33,6 @@ _MAX_TAG_CHARS = 80
 _MAX_TAG_WORDS = 8  # a longer caption piece is a sentence, not a tag
 _WEIGHT_RANGE = (0.05, 2.0)  # outside it the number is something else, e.g. a learning rate
 
-_TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|</?[a-zA-Z!][^<>]*>", re.DOTALL | re.IGNORECASE)
 _LORA_TAG = re.compile(r"<(?:lora|lyco):[^>]*>", re.IGNORECASE)
 _GENERATED_TITLE = re.compile(r"(?:LoRA|Checkpoint|TextualInversion)@\d")  # kohya's, when untitled
 _NUMBER = r"(\d?\.\d+|\d)(?![\d%]|\.\d)"
@@ -83,16 +81,57 @@ def describe(header: SafetensorsHeader, file: FileRef) -> LoraEntry:
     )
 
 
-def pack(entry: LoraEntry) -> str:
+def describe_model(header: SafetensorsHeader, file: FileRef) -> ModelEntry:
+    """What the header of a checkpoint, diffusion model, text encoder or VAE says."""
+    found = detect_checkpoint(header)
+    if file.folder not in _WITH_FAMILY:
+        found = found._replace(family=UNKNOWN, variant=None, confidence=0.0, evidence="")
+    metadata = header.metadata
+    weights: Counter[str] = Counter()
+    for tensor in header.tensors.values():
+        weights[tensor.dtype] += tensor.bytes
+    return ModelEntry(
+        file=file,
+        title=_title(metadata, file.name),
+        family=found.family,
+        variant=found.variant,
+        family_confidence=round(found.confidence, 3),
+        evidence=found.evidence,
+        precision=weights.most_common(1)[0][0] if weights else "",
+        tags=tuple(tag.text for tag in _tags(metadata, ())),
+        description=plain_text(
+            metadata.get("modelspec.description") or metadata.get("description") or ""
+        ),
+    )
+
+
+_WITH_FAMILY = ("checkpoints", "diffusion_models")
+
+
+def pack(entry: LoraEntry | ModelEntry) -> str:
     """An entry without its file, as compact JSON."""
     values: list[Any] = list(entry[1:])
-    values[_TRIGGERS] = [list(word) for word in entry.trigger_words]
-    values[_TAGS] = [[tag.text for tag in entry.tags], [tag.share for tag in entry.tags]]
+    if isinstance(entry, LoraEntry):
+        values[_TRIGGERS] = [list(word) for word in entry.trigger_words]
+        values[_TAGS] = [[tag.text for tag in entry.tags], [tag.share for tag in entry.tags]]
     return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
 
 
+def unpack_model(text: str, file: FileRef) -> ModelEntry:
+    """The entry of another folder than loras that `pack` wrote. Raises as `unpack`."""
+    values = from_json(text)
+    try:
+        values[_MODEL_TAGS] = tuple(values[_MODEL_TAGS])
+        return ModelEntry(file, *values)
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError("not a packed model entry") from error
+
+
+_MODEL_TAGS = ModelEntry._fields.index("tags") - 1
+
+
 def unpack(text: str, file: FileRef) -> LoraEntry:
-    """The entry that `pack` wrote. Raises ValueError when the text is something else."""
+    """The LoRA entry that `pack` wrote. Raises ValueError when the text is something else."""
     values = from_json(text)
     try:
         values[_TRIGGERS] = tuple(map(TriggerWord._make, values[_TRIGGERS]))
@@ -107,14 +146,6 @@ _TAGS = LoraEntry._fields.index("tags") - 1
 _tag_count = partial(tuple.__new__, TagCount)  # half the time of TagCount(): there are many
 
 
-def plain_text(text: str, limit: int = MAX_DESCRIPTION) -> str:
-    """Text without HTML tags and entities, white space collapsed, cut at `limit` characters."""
-    if not text:
-        return text
-    text = " ".join(html.unescape(_TAG.sub(" ", text[: limit * 20])).split())
-    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
-
-
 # --------------------------------------------------------------------------- captions
 
 
@@ -122,8 +153,8 @@ def _captions(metadata: Mapping[str, str]) -> tuple[list[TagCount], list[Trigger
     """Caption tags, most frequent first, at most MAX_TAGS; and those that are trigger words."""
     datasets = list(_datasets(metadata))
     images = sum(count for _, _, count in datasets)
-    own_names = {_key(metadata.get("ss_output_name", ""))}
-    own_names.update(_key(re.sub(r"^\d+_", "", name)) for name, _, _ in datasets)
+    own_names = {tag_key(metadata.get("ss_output_name", ""))}
+    own_names.update(tag_key(re.sub(r"^\d+_", "", name)) for name, _, _ in datasets)
     totals: dict[str, int] = {}
     triggers: set[str] = set()
     for _, tags, count in datasets:
@@ -131,7 +162,8 @@ def _captions(metadata: Mapping[str, str]) -> tuple[list[TagCount], list[Trigger
         for tag, number in tags.items():
             totals[tag] = totals.get(tag, 0) + number
             if number >= half and (
-                _key(tag) in own_names or (number >= nearly_all and _key(tag) not in _generic())
+                tag_key(tag) in own_names
+                or (number >= nearly_all and tag_key(tag) not in generic_tags())
             ):
                 triggers.add(tag)
     ranked = [
@@ -184,15 +216,11 @@ def _datasets(metadata: Mapping[str, str]) -> Iterator[tuple[str, dict[str, int]
             yield name, tags, count if type(count) is int and count > 0 else most
 
 
-@lru_cache(20_000)  # the same tags come in thousands of LoRAs
-def _key(text: str) -> str:
-    return " ".join(text.casefold().replace("_", " ").replace("\\", "").split())
-
-
 @cache
-def _generic() -> frozenset[str]:
+def generic_tags() -> frozenset[str]:
+    """Keys of the tags that describe most pictures, and so name no LoRA."""
     rows = json.loads(Path(__file__).with_name("generic_tags.json").read_text("utf-8"))
-    return frozenset(map(_key, rows["tags"]))
+    return frozenset(map(tag_key, rows["tags"]))
 
 
 # --------------------------------------------------------------------------- fields
@@ -217,7 +245,7 @@ def _trigger_words(
     )
     unique: dict[str, TriggerWord] = {}
     for word in (*named, *captions):
-        unique.setdefault(_key(word.text), word)
+        unique.setdefault(tag_key(word.text), word)
     return islice(unique.values(), MAX_TRIGGER_WORDS)
 
 
@@ -234,7 +262,7 @@ def _tags(metadata: Mapping[str, str], captions: Iterable[TagCount]) -> Iterable
         return captions
     unique: dict[str, TagCount] = {}
     for tag in (*(TagCount(text, 1.0) for text in _phrases(own)), *captions):
-        unique.setdefault(_key(tag.text), tag)
+        unique.setdefault(tag_key(tag.text), tag)
     return islice(unique.values(), MAX_TAGS)
 
 
@@ -256,10 +284,15 @@ def _recommended_weight(metadata: Mapping[str, str], description: str) -> float 
         description,
         plain_text(metadata.get("ss_training_comment", "")),
     )
-    for text in filter(None, texts):
-        for pattern in (_WEIGHT_THEN_NUMBER, _NUMBER_THEN_WEIGHT):
-            if (weight := _weight_in(pattern, text)) is not None:
-                return weight
+    found = (weight_in_words(text) for text in texts if text)
+    return next((weight for weight in found if weight is not None), None)
+
+
+def weight_in_words(text: str) -> float | None:
+    """The LoRA strength that a text recommends; the middle of a range."""
+    for pattern in (_WEIGHT_THEN_NUMBER, _NUMBER_THEN_WEIGHT):
+        if (weight := _weight_in(pattern, text)) is not None:
+            return weight
     return None
 
 

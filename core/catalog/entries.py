@@ -1,4 +1,4 @@
-"""What the catalog knows of one LoRA file. Small on purpose: thousands are read at once."""
+"""What the catalog knows of one model file. Small on purpose: thousands are read at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class TriggerWord(NamedTuple):
     """Share of the training images whose caption had it, in [0, 1]; 1.0 when the author named
     it without a count."""
     source: str
-    """Where it was read: modelspec, trained_words, instance_prompt, tag_frequency."""
+    """Where it was read: user, civitai, modelspec, trained_words, instance_prompt,
+    tag_frequency."""
 
 
 class TagCount(NamedTuple):
@@ -38,17 +39,50 @@ class LoraEntry(NamedTuple):
     family_confidence: float
     evidence: str
     trigger_words: tuple[TriggerWord, ...] = ()
-    """Ranked: what the author named first, then caption tags in nearly every image."""
+    """Ranked: what the user wrote, alone; else CivitAI's, then what the file's author named, then
+    caption tags in nearly every image."""
     tags: tuple[TagCount, ...] = ()
     """The most frequent caption tags and the author's own tags, at most 64."""
     description: str = ""
     """Plain text, at most 1,000 characters."""
     recommended_weight: float | None = None
-    """The strength its author recommends, where the header says one."""
+    """The strength that the user set, else the author's, else that of CivitAI's sample images."""
     rank: int | None = None
     """Network dimension, from tensors."""
     has_text_encoder: bool = False
     """Whether it holds text-encoder weights."""
+    nsfw: bool = False
+    """A hub, or another tool's file beside it, marks it as not safe for work."""
+    minor_unsafe: bool = False
+    """A hub marks it as showing minors; never shown or recommended."""
+    downloads: int | None = None
+    """From the hub it came from, as last seen; None when no hub is known."""
+    likes: int | None = None
+    page: str = ""
+    """Its web page for a person; empty when no hub is known."""
+
+
+class ModelEntry(NamedTuple):
+    """One readable model file that is no LoRA: checkpoint, diffusion model, text encoder, VAE."""
+
+    file: FileRef
+    title: str
+    """As LoraEntry's."""
+    family: str
+    """Id in families.json; `unknown` for text encoders and VAEs, which many families share."""
+    variant: str | None
+    family_confidence: float
+    evidence: str
+    precision: str = ""
+    """Type of most of its weights, as safetensors names it: F16, BF16, F8_E4M3 ..."""
+    tags: tuple[str, ...] = ()
+    description: str = ""
+    """Plain text, at most 1,000 characters."""
+    nsfw: bool = False
+    minor_unsafe: bool = False
+    downloads: int | None = None
+    likes: int | None = None
+    page: str = ""
 
 
 class UnreadableFile(NamedTuple):
@@ -66,4 +100,14 @@ class LoraLibrary(NamedTuple):
     entries: tuple[LoraEntry, ...]
     unreadable: tuple[UnreadableFile, ...]
     revision: str
-    """Changes when any file is added, removed or modified; the same otherwise."""
+    """Changes when any file is added, removed or modified, and when a hub or the user says
+    something new of one; the same otherwise."""
+
+
+class ModelLibrary(NamedTuple):
+    """All files of one folder key other than `loras` at one moment."""
+
+    entries: tuple[ModelEntry, ...]
+    unreadable: tuple[UnreadableFile, ...]
+    revision: str
+    """As LoraLibrary's."""

@@ -94,6 +94,20 @@ def family_of_comfy_class(class_name: str) -> str:
     return _by_comfy_class().get(class_name, UNKNOWN)
 
 
+@lru_cache(4_096)
+def family_of_base_model(name: str) -> str:
+    """The family id for a base model as a hub writes it, `unknown` for one not listed.
+
+    Takes CivitAI's `baseModel` values in any case, and the repositories of Hugging Face by the
+    patterns that also read headers.
+    """
+    if known := _by_civitai_name().get(name.strip().casefold()):
+        return known
+    found = _families_in(name[:_FIELD_CHARS])
+    exact = [id for id in found if not any(id in family(other).ancestors for other in found)]
+    return exact[0] if len(exact) == 1 else UNKNOWN
+
+
 def lora_fit(lora_family: str, model_family: str) -> float:
     """How well a LoRA of one family serves a model of another, in [0, 1].
 
@@ -116,6 +130,13 @@ def lora_fit(lora_family: str, model_family: str) -> float:
 @cache
 def _by_comfy_class() -> Mapping[str, str]:
     return {name: row.id for row in all_families().values() for name in row.comfy_classes}
+
+
+@cache
+def _by_civitai_name() -> Mapping[str, str]:
+    return {
+        name.casefold(): row.id for row in all_families().values() for name in row.civitai_names
+    }
 
 
 @cache
@@ -161,6 +182,19 @@ def detect_lora(header: SafetensorsHeader) -> Detection:
     names = _Names(header.tensors, _lora_features, normalise=True)
     detection = _settle(_first_match("lora", names), _claims("lora", header.metadata))
     return _with_variant(detection, _said_variant("lora", detection.family, header.metadata))
+
+
+def trained_size(header: SafetensorsHeader) -> tuple[int, int] | None:
+    """Width and height in pixels that a model was trained at, as its header says.
+
+    Reads `modelspec.resolution` ("1024x1024"; ModelSpec 1.0). None where it is missing, is no
+    such pair, or lies outside 64 to 8192.
+    """
+    match = _SIZE.fullmatch(header.metadata.get("modelspec.resolution", ""))
+    if match is None:
+        return None
+    width, height = int(match[1]), int(match[2])
+    return (width, height) if all(64 <= side <= 8192 for side in (width, height)) else None
 
 
 def has_lora_weights(header: SafetensorsHeader) -> bool:
@@ -250,6 +284,7 @@ def _weight_features(tensors: Mapping[str, TensorInfo], key: str) -> tuple[int, 
     return (shape[1], shape[0]) if key.endswith(".weight") and len(shape) >= 2 else None
 
 
+_SIZE = re.compile(r"\s*(\d{2,4})\s*x\s*(\d{2,4})\s*", re.IGNORECASE)
 _LORA_MARK = re.compile(
     r"\.lora_(?:down|up|mid|A|B)\b|\.lora\.(?:down|up)\.|_lora\d?\.(?:down|up)\.|lora_linear_layer"
     r"|\.(?:hada|lokr)_|\.oft_|\.dora_scale$|\.(?:diff|diff_b|set_weight|w_norm|b_norm)$"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
@@ -52,6 +53,8 @@ class SafetensorsHeader(NamedTuple):
     """The `__metadata__` table; empty when there is none."""
     tensors: Mapping[str, TensorInfo]
     """By name, in the order of the file."""
+    fingerprint: str = ""
+    """Hash of the header's text; the same only for files that say the same of themselves."""
 
 
 class HeaderError(Exception):
@@ -96,7 +99,8 @@ def load_header(path: str | os.PathLike[str]) -> SafetensorsHeader:
         raise HeaderError("does not exist", passing=True) from error
     except OSError as error:
         raise HeaderError(f"cannot be opened: {error.strerror or error}", passing=True) from error
-    return _parse(text, size - 8 - length)
+    fingerprint = hashlib.blake2b(text, digest_size=16).hexdigest()
+    return _parse(text, size - 8 - length)._replace(fingerprint=fingerprint)
 
 
 def _header_length(start: bytes, size: int) -> int:

@@ -1,67 +1,106 @@
-"""The catalog of model files on disk: LoRA library, hashes, and finding a file again."""
+"""The catalog of model files on disk: libraries, hashes, and finding a file again."""
 
 from __future__ import annotations
 
 import difflib
-import gc
-import hashlib
 import os
 import threading
-import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import LoraError, ModelFileError
+from ..hubs.entries import RemoteVersion
 from ..plan import FileRef
-from .digest import DIGEST_VERSION, describe, pack, unpack
-from .entries import LoraEntry, LoraLibrary, UnreadableFile
-from .families import has_lora_weights
-from .headers import HeaderError, load_header
-from .scan import READABLE, Found, Listing, absolute, list_files, stem
+from .digest import unpack, unpack_model
+from .entries import LoraEntry, LoraLibrary, ModelLibrary
+from .hashing import NO_AUTOV3, Hashes, Progress, Stop, Throttle, hash_file
+from .merging import Edit
+from .reading import LORAS, batches, collector_paused, file_ref
+from .scan import Found, Listing, absolute, list_files, stem
+from .sidecars import SidecarFacts, unpack_facts
 
 if TYPE_CHECKING:
     from ..storage import Database
+    from .registry import Registry
     from .store import FileStore, Row
-
-LORAS = "loras"
-"""ComfyUI's folder key of LoRA files."""
 
 FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae", LORAS)
 """The folder keys the pack reads."""
 
-HASH_BLOCK = 4 * 1024 * 1024
-"""Bytes hashed between two looks at `stop`."""
-
-_SAMPLE = 64  # files whose reading tells whether the disk is slow
-_SLOW_DISK = 4.0  # wall time over processor time from which threads pay
-_THREADS = 8
-
 Folders = Callable[[str], Sequence[Path]]
 """ComfyUI's directories for a folder key; earlier ones win."""
+
+ByHashes = Callable[[Sequence[str]], Mapping[str, RemoteVersion]]
+"""Asks a hub for the versions that offer files with these SHA-256, by SHA-256."""
+
+_ASKED_AT_ONCE = 100  # hashes in one question to a hub (CivitAI's limit)
+
+
+class ScanProgress(NamedTuple):
+    """How far a scan is."""
+
+    folder: str
+    done: int
+    """Files of this folder that were new or changed and have been read."""
+    total: int
+    """Files of this folder that are new or changed."""
+
+
+class ScanReport(NamedTuple):
+    """What a scan found in all folders."""
+
+    files: int
+    """Files there are, unreadable ones included."""
+    read: int
+    """Of them new or changed, and read now."""
+    moved: int
+    """Of those, known before under another name."""
+    unreadable: int
+    gone: int
+    """Files known before that are there no longer, moved ones not counted."""
+    complete: bool
+    """False when it was stopped, or a file could not be opened this time."""
+
+
+class EnrichReport(NamedTuple):
+    """What a hub said of local files."""
+
+    asked: int
+    """Files it was asked of."""
+    found: int
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 class Catalog:
     """What model files there are. Safe to share between threads.
 
     Headers and hashes are kept in the database and hold while a file's size and time of change
-    stay the same; nothing is ever written into a model folder.
+    stay the same; nothing is ever written into a model folder. A file that was moved or renamed
+    keeps its hashes and all that was said of it: it is known by header, size and time, or by its
+    hash.
 
     Args:
         database: the open database.
         folders: ComfyUI's directories for a folder key such as `loras`.
+        now: the time, with its zone.
     """
 
-    def __init__(self, database: Database, folders: Folders) -> None:
+    def __init__(
+        self, database: Database, folders: Folders, *, now: Callable[[], datetime] = _utc_now
+    ) -> None:
         self._database = database
         self._folders = folders
+        self._now = now
         self._lock = threading.Lock()
-        self._library: LoraLibrary | None = None
-        self._lora_paths: dict[str, str] = {}  # of `_library`, by name
+        self._libraries: dict[str, _Loaded] = {}
 
     @cached_property
     def _store(self) -> FileStore:
@@ -69,10 +108,18 @@ class Catalog:
 
         return FileStore(self._database)
 
+    @cached_property
+    def registry(self) -> Registry:
+        """The remote versions met, and the user's edits."""
+        from .registry import Registry
+
+        return Registry(self._database)
+
     def revision(self, folder: str) -> str:
-        """Changes when a file of the folder is added, removed or modified. Looks at the disk
-        only: 5,000 files take a few hundredths of a second."""
-        return self._list(folder).revision()
+        """Changes when a file of the folder, or another tool's file beside it, is added, removed
+        or modified, and when a hub or the user says something new of a file. Opens no file:
+        5,000 take a few hundredths of a second."""
+        return self._revision(self._list(folder))
 
     def loras(self) -> LoraLibrary:
         """All LoRA files, read or known to be unreadable.
@@ -83,15 +130,61 @@ class Catalog:
         Raises:
             StorageError: the database cannot be read or written.
         """
-        with self._lock:
-            listing = self._list(LORAS)
-            revision = listing.revision()
-            if self._library is None or self._library.revision != revision:
-                with _collector_paused():
-                    library, complete = self._read_library(listing, revision)
-                self._library = library if complete else None
-                return library
-            return self._library
+        library = self._load(LORAS)
+        assert isinstance(library, LoraLibrary)
+        return library
+
+    def models(self, folder: str) -> ModelLibrary:
+        """All files of a folder key other than loras; as `loras` in everything else."""
+        library = self._load(folder)
+        assert isinstance(library, ModelLibrary)
+        return library
+
+    def scan(
+        self,
+        *,
+        folders: Sequence[str] = FOLDERS,
+        on_progress: Callable[[ScanProgress], object] | None = None,
+        stop: Stop | None = None,
+    ) -> ScanReport:
+        """Bring what is known of the files up to date, without loading it; hashes nothing.
+
+        Only files that are new or changed are opened. What was read is kept every few hundred
+        files, so that a scan that was stopped goes on where it ended; others may use the catalog
+        meanwhile.
+
+        Raises:
+            StorageError: the database cannot be read or written.
+        """
+        from .refreshing import compare, refresh
+
+        report = ScanReport(0, 0, 0, 0, 0, complete=True)
+        for folder in folders:
+            listing = self._list(folder)
+            work = compare(self._store, folder, listing, texts=False)
+            total = len(work.stale) + len(work.unmerged)
+            done = moved = 0
+            unreadable, complete = len(work.unreadable), not listing.problems
+            steps = refresh(
+                self._store, self.registry, folder, work, stop=stop, guard=lambda: self._lock
+            )
+            for step in steps:
+                done, moved = done + step.files, moved + step.moved
+                unreadable += len(step.unreadable)
+                complete &= not step.passing
+                if on_progress is not None:
+                    on_progress(ScanProgress(folder, done, total))
+            report = ScanReport(
+                report.files + len(listing.files),
+                report.read + done,
+                report.moved + moved,
+                report.unreadable + unreadable,
+                report.gone + len(work.gone) - moved,
+                report.complete and complete and done == total,
+            )
+            if stop is not None and stop():
+                return report._replace(complete=False)
+        return report
 
     def lora_by_name(self, name: str) -> LoraEntry:
         """The LoRA that a `<lora:name>` tag or a LORA_STACK row means.
@@ -143,14 +236,14 @@ class Catalog:
             ModelFileError: the folder has no such file, or the name leads out of it.
         """
         found = self._named(folder, name)
-        return _ref(folder, found, self._known_sha256([found]).get(found.path))
+        return file_ref(folder, found, self._known_sha256([found]).get(found.path))
 
     def find(
         self,
         file: FileRef,
         *,
-        on_progress: Callable[[int, int], None] | None = None,
-        stop: Callable[[], object] | None = None,
+        on_progress: Progress | None = None,
+        stop: Stop | None = None,
     ) -> tuple[FileRef, Path]:
         """The file that a record refers to, by content first.
 
@@ -176,7 +269,7 @@ class Catalog:
             # By far the commonest case, and the only one that lists no folder.
             sha256 = self._known_sha256([named]).get(named.path)
             if file.sha256 in (None, sha256):
-                return _ref(file.folder, named, sha256), Path(named.path)
+                return file_ref(file.folder, named, sha256), Path(named.path)
         listing = self._list(file.folder)
         if file.sha256 is None:
             raise ModelFileError(self._not_found(file, named, listing))
@@ -198,15 +291,15 @@ class Catalog:
                 found.path, on_progress=on_progress, stop=stop
             )
             if sha256 == wanted:
-                return _ref(file.folder, found, sha256), Path(found.path)
+                return file_ref(file.folder, found, sha256), Path(found.path)
         raise ModelFileError(self._not_found(file, named, listing))
 
     def sha256(
         self,
         path: str | os.PathLike[str],
         *,
-        on_progress: Callable[[int, int], None] | None = None,
-        stop: Callable[[], object] | None = None,
+        on_progress: Progress | None = None,
+        stop: Stop | None = None,
     ) -> str:
         """SHA-256 of a whole file, lower-case hex; computed once per state of the file.
 
@@ -220,22 +313,154 @@ class Catalog:
                 returned true.
             StorageError: the database cannot be read or written.
         """
+        return self._hashes(path, on_progress, stop, autov3=False).sha256
+
+    def hashes(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_progress: Progress | None = None,
+        stop: Stop | None = None,
+        throttle: Throttle | None = None,
+    ) -> Hashes:
+        """All hashes by which CivitAI knows a file; computed once per state of the file, in one
+        reading. Arguments and errors are those of `sha256`."""
+        return self._hashes(path, on_progress, stop, autov3=True, throttle=throttle)
+
+    def know_hash(self, path: str | os.PathLike[str], folder: str, sha256: str) -> None:
+        """Keep the SHA-256 of a file that was verified by it, so that it is never hashed again.
+
+        Raises:
+            ModelFileError: the file is not there.
+            StorageError: the database cannot be written.
+        """
         place = absolute(path)
         try:
-            before = _stat(place)
-            if known := self._known_sha256([before]).get(place):
-                return known
-            digest = _hash(place, before.size, on_progress, stop)
-            after = _stat(place)
+            file = _stat(place)
         except OSError as error:
             raise ModelFileError(f"{place} cannot be read: {error.strerror or error}.") from error
-        if after != before:
-            raise ModelFileError(
-                f"{place} changed while it was read. Wait until it is complete, then try again."
-            )
-        self._store.save_sha256(self._folder_of(place), before, digest)
-        self._remember(before, digest)
-        return digest
+        self._store.save_hashes(folder, file, sha256.lower(), None)
+        self._remember(file, sha256.lower())
+
+    def with_hash(self, digits: str) -> list[FileRef]:
+        """The files known to have a hash: a SHA-256, an AutoV2 or AutoV3, in any case. Only
+        those that are still as they were when they were hashed."""
+        wanted = digits.strip().lower()
+        known = self._store.by_short_hash(wanted) if len(wanted) in (10, 12, 64) else []
+        return self._present(known)
+
+    def with_content(self, hashes: Iterable[str]) -> list[FileRef]:
+        """The files known to have any of these SHA-256; as `with_hash`."""
+        return self._present(self._store.by_sha256([sha256.lower() for sha256 in hashes]))
+
+    def remember(self, versions: Iterable[RemoteVersion]) -> None:
+        """Keep what a hub told of versions. Raises StorageError as the registry does."""
+        self.registry.put(versions, now=self._now())
+
+    def without_hash(
+        self, folders: Sequence[str] = (LORAS,), *, lost_only: bool = False
+    ) -> list[Path]:
+        """The files worth hashing in the background, those first whose size is that of a content
+        with a history and no file (`lost_only`: none but these), then the smallest. A file whose
+        hash another tool noted is known well enough to ask a hub about it, and not among them."""
+        lost = self._store.sizes_of_lost()
+        rows = [row for folder in folders for row in self._store.without_hash(folder)]
+        wanted = [row for row in rows if row.size in lost or not (lost_only or _facts(row).sha256)]
+        return [Path(row.path) for row in sorted(wanted, key=lambda row: row.size not in lost)]
+
+    def hash_missing(
+        self,
+        *,
+        folders: Sequence[str] = (LORAS,),
+        lost_only: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+        stop: Stop | None = None,
+        throttle: Throttle | None = None,
+    ) -> int:
+        """Hash the files of `without_hash`, one after the other; how many were hashed.
+
+        Each is kept as soon as it is done, so that stopping loses one file's work at most. A
+        file that cannot be read is left out.
+
+        Args:
+            on_progress: called with files done and files in all.
+            stop: ends the work before the next block when it returns something true.
+            throttle: leaves time to others.
+        """
+        paths = self.without_hash(folders, lost_only=lost_only)
+        hashed = 0
+        for done, path in enumerate(paths):
+            if on_progress is not None:
+                on_progress(done, len(paths))
+            try:
+                self.hashes(path, stop=stop, throttle=throttle)
+                hashed += 1
+            except ModelFileError:
+                if stop is not None and stop():
+                    break
+        if on_progress is not None and paths:
+            on_progress(hashed, len(paths))
+        return hashed
+
+    def enrich(
+        self,
+        by_hashes: ByHashes,
+        *,
+        folders: Sequence[str] = (LORAS, "checkpoints", "diffusion_models"),
+        again_after: timedelta = timedelta(days=30),
+        on_progress: Callable[[int, int], object] | None = None,
+        stop: Stop | None = None,
+    ) -> EnrichReport:
+        """Ask a hub what it knows of the local files, by the hashes that are known; nothing is
+        hashed. Each file is asked of once in `again_after`; the user's edits stay.
+
+        Args:
+            by_hashes: asks the hub, for at most 100 hashes at once.
+            on_progress: called with files asked of and files in all.
+            stop: ends the work before the next question when it returns something true.
+
+        Raises:
+            HubError: what `by_hashes` raises; what was learned before is kept.
+            StorageError: the database cannot be read or written.
+        """
+        since = self._now() - again_after
+        rows = [row for folder in folders for row in self._store.to_ask(folder, since)]
+        hashes = {row.path: row.sha256 or _facts(row).sha256 for row in rows}
+        by_hash: dict[str, list[str]] = {}
+        for path, sha256 in hashes.items():
+            if sha256:
+                by_hash.setdefault(sha256, []).append(path)
+        total = sum(map(len, by_hash.values()))
+        asked = found = 0
+        for chunk in batches(iter(by_hash), _ASKED_AT_ONCE):
+            if stop is not None and stop():
+                break
+            answers = {key.lower(): version for key, version in by_hashes(chunk).items()}
+            hits = [path for key in chunk if key in answers for path in by_hash[key]]
+            paths = [path for key in chunk for path in by_hash[key]]
+            self.registry.put(answers.values(), now=self._now())
+            self._store.save_asked(paths, hits, self._now())
+            asked, found = asked + len(paths), found + len(hits)
+            if on_progress is not None:
+                on_progress(asked, total)
+        return EnrichReport(asked, found)
+
+    def edit_of(self, file: FileRef) -> Edit:
+        """What the user said of a file; empty when nothing. Raises ModelFileError as `ref`."""
+        found = self._named(file.folder, file.name)
+        return self.registry.edit_of(found, self._known_sha256([found]).get(found.path))
+
+    def edit(self, file: FileRef, edit: Edit) -> None:
+        """Keep what the user says of a file, in place of what was said before; `Edit()` takes it
+        back. It beats every other source, and stays with the content once that is hashed.
+
+        Raises:
+            ModelFileError: the folder has no such file.
+            StorageError: the database cannot be written.
+        """
+        found = self._named(file.folder, file.name)
+        sha256 = self._known_sha256([found]).get(found.path)
+        self.registry.edit(found, sha256, edit, now=self._now())
 
     # ----------------------------------------------------------------------- inside
 
@@ -299,121 +524,119 @@ class Catalog:
             if (row := rows.get(file.path)) and row.sha256 and row.is_of(file)
         }
 
+    def _hashes(
+        self,
+        path: str | os.PathLike[str],
+        on_progress: Progress | None,
+        stop: Stop | None,
+        *,
+        autov3: bool,
+        throttle: Throttle | None = None,
+    ) -> Hashes:
+        place = absolute(path)
+        try:
+            before = _stat(place)
+            row = self._store.paths([place]).get(place)
+            known = row if row is not None and row.is_of(before) else None
+            if known and known.sha256 and (known.autov3 is not None or not autov3):
+                return Hashes(known.sha256, known.autov3 or None)
+            sha256, short = hash_file(
+                place, before.size, on_progress, stop, autov3=autov3, throttle=throttle
+            )
+            after = _stat(place)
+        except OSError as error:
+            raise ModelFileError(f"{place} cannot be read: {error.strerror or error}.") from error
+        if after != before:
+            raise ModelFileError(
+                f"{place} changed while it was read. Wait until it is complete, then try again."
+            )
+        self._store.save_hashes(self._folder_of(place), before, sha256, short)
+        self._remember(before, sha256)
+        return Hashes(sha256, None if short in (None, NO_AUTOV3) else short)
+
     def _remember(self, file: Found, sha256: str) -> None:
         with self._lock:
-            if self._library is None:
-                return
-            self._library = self._library._replace(
-                entries=tuple(
-                    entry._replace(file=entry.file.model_copy(update={"sha256": sha256}))
-                    if self._lora_paths.get(entry.file.name) == file.path
-                    else entry
-                    for entry in self._library.entries
-                )
-            )
+            for folder, loaded in self._libraries.items():
+                if file.path in loaded.paths.values():
+                    self._libraries[folder] = loaded.with_hash(file.path, sha256)
 
-    def _read_library(self, listing: Listing, revision: str) -> tuple[LoraLibrary, bool]:
+    def _present(self, rows: Iterable[tuple[str, Row]]) -> list[FileRef]:
+        found: list[FileRef] = []
+        for folder, row in rows:
+            with suppress(OSError):
+                if row.is_of(_stat(row.path)) and (name := self._name_of(folder, row.path)):
+                    ref = FileRef(folder=folder, name=name, size=row.size, sha256=row.sha256)
+                    found.append(ref)
+        return found
+
+    def _name_of(self, folder: str, path: str) -> str | None:
+        for directory in self._folders(folder):
+            with suppress(ValueError):
+                return Path(path).relative_to(absolute(directory)).as_posix()
+        return None
+
+    def _revision(self, listing: Listing) -> str:
+        return f"{listing.revision()}-{self._store.facts()}"
+
+    def _load(self, folder: str) -> LoraLibrary | ModelLibrary:
+        with self._lock:
+            listing = self._list(folder)
+            revision = self._revision(listing)
+            loaded = self._libraries.get(folder)
+            if loaded is not None and loaded.library.revision == revision:
+                return loaded.library
+            with collector_paused():
+                library, complete = self._read_library(folder, listing, revision)
+            self._libraries.pop(folder, None)
+            if complete:
+                paths = {name: file.path for name, file in listing.files.items()}
+                self._libraries[folder] = _Loaded(library, paths)
+            return library
+
+    def _read_library(
+        self, folder: str, listing: Listing, revision: str
+    ) -> tuple[LoraLibrary | ModelLibrary, bool]:
         """The library, and whether it holds until a file changes."""
-        from .store import Row
+        from .refreshing import compare, refresh
 
-        rows = self._store.folder(LORAS)
-        entries: list[LoraEntry] = []
-        unreadable = list(listing.problems)
-        stale: list[Found] = []
-        self._lora_paths = {name: file.path for name, file in listing.files.items()}
-        for file in listing.files.values():
-            row = rows.get(file.path)
-            if not file.name.lower().endswith(READABLE):
-                unreadable.append(UnreadableFile(file.name, "is a pickle; " + _PICKLE))
-            elif row is None or not row.is_of(file) or row.digest_version != DIGEST_VERSION:
-                stale.append(file)
-            elif row.problem is not None:
-                unreadable.append(UnreadableFile(file.name, row.problem))
-            else:
-                try:
-                    entries.append(unpack(row.digest or "", _ref(LORAS, file, row.sha256)))
-                except ValueError:
-                    stale.append(file)
-
+        work = compare(self._store, folder, listing, texts=True)
+        read = unpack if folder == LORAS else unpack_model
+        entries: list[Any] = []
+        broken: list[Found] = []
+        for file, row in work.unchanged:
+            try:
+                entries.append(read(row.text or "", file_ref(folder, file, row.sha256)))
+            except ValueError:
+                broken.append(file)
+        work.stale.extend(broken)
+        unreadable = work.unreadable
         complete = not listing.problems
-        fresh: list[Row] = []
-        for file, outcome in zip(stale, _read_all(stale), strict=True):
-            row = rows.get(file.path)
-            sha256 = row.sha256 if row is not None and row.is_of(file) else None
-            digest = problem = None
-            if isinstance(outcome, LoraEntry):
-                entry = outcome._replace(file=_ref(LORAS, file, sha256))
-                entries.append(entry)
-                digest = pack(entry)
-            else:
-                problem = str(outcome)
-                unreadable.append(UnreadableFile(file.name, problem))
-                if outcome.passing:
-                    complete = False  # not the file's fault: look again next time
-                    continue
-            fresh.append(
-                Row(file.path, file.size, file.mtime_ns, sha256, digest, DIGEST_VERSION, problem)
-            )
-        self._store.save(LORAS, fresh, _gone(rows, listing))
-        library = LoraLibrary(
-            tuple(sorted(entries, key=lambda entry: entry.file.name)),
-            tuple(sorted(unreadable)),
-            revision,
+        for step in refresh(self._store, self.registry, folder, work):
+            entries += step.entries
+            unreadable += step.unreadable
+            complete &= not step.passing
+        entries.sort(key=lambda entry: entry.file.name)
+        kind = LoraLibrary if folder == LORAS else ModelLibrary
+        return kind(tuple(entries), tuple(sorted(unreadable)), revision), complete
+
+
+class _Loaded(NamedTuple):
+    library: LoraLibrary | ModelLibrary
+    paths: Mapping[str, str]
+    """By name."""
+
+    def with_hash(self, path: str, sha256: str) -> _Loaded:
+        entries: tuple[Any, ...] = tuple(
+            entry._replace(file=entry.file.model_copy(update={"sha256": sha256}))
+            if self.paths.get(entry.file.name) == path
+            else entry
+            for entry in self.library.entries
         )
-        return library, complete
+        return self._replace(library=self.library._replace(entries=entries))
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    # Thousands of small tuples are made, and all of them stay: searching them for garbage again
-    # and again took a third of the time.
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-_PICKLE = "pickle files are not loaded, as they can run code: convert it to safetensors"
-
-
-def _read_lora(file: Found) -> LoraEntry | HeaderError:
-    try:
-        header = load_header(file.path)
-        if not has_lora_weights(header):
-            return HeaderError("holds no LoRA weights: it is another kind of model file")
-        return describe(header, _ref(LORAS, file, None))
-    except HeaderError as problem:
-        return problem
-
-
-def _read_all(files: Sequence[Found]) -> list[LoraEntry | HeaderError]:
-    """Read one after the other, or side by side where the disk is what takes the time.
-
-    On a local disk the interpreter's lock makes threads slower (5,000 files: 2.4 s with four,
-    1.6 s without); a share or a hard disk that keeps the first files waiting gains from them.
-    """
-    sample, rest = files[:_SAMPLE], files[_SAMPLE:]
-    wall, busy = time.perf_counter(), time.thread_time()
-    outcomes = [_read_lora(file) for file in sample]
-    wall, busy = time.perf_counter() - wall, time.thread_time() - busy
-    if wall < _SLOW_DISK * busy or not rest:
-        return outcomes + [_read_lora(file) for file in rest]
-    with ThreadPoolExecutor(_THREADS, "catalog") as pool:
-        return outcomes + list(pool.map(_read_lora, rest))
-
-
-def _gone(rows: Iterable[str], listing: Listing) -> list[str]:
-    # A directory that is not there at the moment (a drive unplugged) keeps its rows.
-    present = {file.path for file in listing.files.values()}
-    roots = tuple(root.rstrip(os.sep) + os.sep for root in listing.roots)
-    return [path for path in rows if path not in present and path.startswith(roots)]
-
-
-def _ref(folder: str, file: Found, sha256: str | None) -> FileRef:
-    return FileRef(folder=folder, name=file.name, size=file.size, sha256=sha256)
+def _facts(row: Row) -> SidecarFacts:
+    return unpack_facts(row.sidecar) if row.sidecar else SidecarFacts()
 
 
 def _stat(path: str, name: str = "") -> Found:
@@ -421,28 +644,6 @@ def _stat(path: str, name: str = "") -> Found:
     if not Path(path).is_file():
         raise FileNotFoundError(path)
     return Found(name, path, status.st_size, status.st_mtime_ns)
-
-
-def _hash(
-    path: str,
-    size: int,
-    on_progress: Callable[[int, int], None] | None,
-    stop: Callable[[], object] | None,
-) -> str:
-    digest = hashlib.sha256()
-    done = 0
-    buffer = memoryview(bytearray(min(HASH_BLOCK, max(size, 1))))
-    with Path(path).open("rb", buffering=0) as file:
-        while True:
-            if stop is not None and stop():
-                raise ModelFileError(f"Hashing {path} was stopped.")
-            count = file.readinto(buffer)
-            if not count:
-                return digest.hexdigest()
-            digest.update(buffer[:count])
-            done += count
-            if on_progress is not None:
-                on_progress(done, size)
 
 
 def _clean(name: str) -> str:

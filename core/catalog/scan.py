@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from .entries import UnreadableFile
 READABLE = (".safetensors", ".sft")
 PICKLES = (".ckpt", ".pt", ".pt2", ".bin", ".pth", ".pkl")
 """The other extensions that ComfyUI lists in its model folders."""
+SIDECARS = (".metadata.json", ".civitai.info", ".rgthree-info.json")
+"""Other tools' files beside a model, best first: ComfyUI-Lora-Manager's and that of the CivitAI
+helpers are named after the model's stem, rgthree-comfy's after its whole name."""
 
 
 class Found(NamedTuple):
@@ -25,6 +29,8 @@ class Found(NamedTuple):
     """Absolute."""
     size: int
     mtime_ns: int
+    sidecars: str = ""
+    """Names, sizes and times of other tools' files beside it; empty without any."""
 
 
 class Listing(NamedTuple):
@@ -39,7 +45,9 @@ class Listing(NamedTuple):
 
     def revision(self) -> str:
         """Changes when any file is added, removed, moved or modified; the same otherwise."""
-        text = "\n".join(f"{f.name}\0{f.path}\0{f.size}\0{f.mtime_ns}" for f in self.files.values())
+        text = "\n".join(
+            f"{f.name}\0{f.path}\0{f.size}\0{f.mtime_ns}\0{f.sidecars}" for f in self.files.values()
+        )
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -57,9 +65,11 @@ def list_files(directories: Sequence[Path]) -> Listing:
         if not Path(root).is_dir():
             continue
         roots.append(root)
-        for found in _walk(root, "", os.path.realpath(root), (), problems):
-            files.setdefault(found.name, found)
-    return Listing(dict(sorted(files.items())), tuple(roots), tuple(problems))
+        found: list[Found] = []
+        _walk(root, "", os.path.realpath(root), (), found, problems)
+        for file in found:
+            files.setdefault(file.name, file)
+    return Listing({name: files[name] for name in sorted(files)}, tuple(roots), tuple(problems))
 
 
 def _walk(
@@ -67,39 +77,71 @@ def _walk(
     prefix: str,
     real: str,
     links_in: tuple[str, ...],
+    found: list[Found],
     problems: list[UnreadableFile],
-) -> Iterator[Found]:
+) -> None:
     # `real` is `directory` with links resolved; `links_in` are the real directories of the links
     # that led here.
     try:
         with os.scandir(directory) as entries:
-            rows = list(entries)
+            rows = {entry.name: entry for entry in entries}
     except OSError as error:
         problems.append(
             UnreadableFile(prefix or directory, f"cannot be listed: {error.strerror or error}")
         )
         return
-    for entry in rows:
-        name = entry.name
-        try:
-            name.encode()
-        except UnicodeEncodeError:  # neither the database nor ComfyUI's browser side can carry it
+    with_sidecars = any(name.endswith(SIDECARS) for name in rows)
+    for name, entry in rows.items():
+        if not _is_text(name):
             shown = (prefix + name).encode("utf-8", "backslashreplace").decode()
             problems.append(UnreadableFile(shown, "has a name that is not valid text: rename it"))
             continue
         try:
-            if name.lower().endswith((*READABLE, *PICKLES)) and entry.is_file():
+            if name.lower().endswith(_MODELS) and entry.is_file():
                 status = entry.stat()
-                yield Found(prefix + name, entry.path, status.st_size, status.st_mtime_ns)
+                beside = _sidecars(name, rows) if with_sidecars else ""
+                found.append(
+                    Found(prefix + name, entry.path, status.st_size, status.st_mtime_ns, beside)
+                )
             elif entry.is_dir() and name != ".git":
                 inner, links = f"{real.rstrip(os.sep)}{os.sep}{name}", links_in
                 if _is_link(entry):
                     inner, links = os.path.realpath(entry.path), (*links_in, real)
                     if any(_within(place, inner) for place in links):
                         continue
-                yield from _walk(entry.path, f"{prefix}{name}/", inner, links, problems)
+                _walk(entry.path, f"{prefix}{name}/", inner, links, found, problems)
         except OSError:  # removed between listing and looking
             continue
+
+
+_MODELS = (*READABLE, *PICKLES)
+
+
+def _is_text(name: str) -> bool:
+    # Neither the database nor ComfyUI's browser side can carry lone surrogates.
+    if name.isascii():
+        return True
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _sidecars(name: str, rows: Mapping[str, os.DirEntry[str]]) -> str:
+    stamps: list[str] = []
+    for beside in sidecar_names(name):
+        if beside in rows:
+            with suppress(OSError):
+                status = rows[beside].stat()
+                stamps.append(f"{beside}\0{status.st_size}\0{status.st_mtime_ns}")
+    return "\0".join(stamps)
+
+
+def sidecar_names(name: str) -> tuple[str, ...]:
+    """The names that other tools' files beside a model file have, in the order of SIDECARS."""
+    short = stem(name)
+    return (f"{short}.metadata.json", f"{short}.civitai.info", f"{name}.rgthree-info.json")
 
 
 def absolute(path: str | os.PathLike[str]) -> str:

@@ -16,8 +16,9 @@ from ..catalog import (
     family_of_comfy_class,
     name_hint,
     read_header,
+    trained_size,
 )
-from ..errors import ModelFileError, NotAvailableYetError
+from ..errors import ModelFileError, SettingError
 from ..plan import FileRef, ModelInfo, ModelPart, Notice
 
 MODEL_INFO = "model_info"
@@ -62,7 +63,6 @@ class LoadedModel(NamedTuple):
 
 def choose_model(
     *,
-    source: str,
     model: str,
     text_encoders: Sequence[str] = (),
     vae: str | None = None,
@@ -72,19 +72,12 @@ def choose_model(
     """The files a user's choice means.
 
     Args:
-        source: `local`; the hubs come later.
         model: `checkpoints/NAME` or `diffusion_models/NAME`; a bare NAME is looked for in both.
         installed: names of the safetensors files in a model folder, with forward slashes.
 
     Raises:
-        NotAvailableYetError: a hub was chosen as source.
         ModelFileError: no such file, or not a safetensors file.
     """
-    if source != "local":
-        raise NotAvailableYetError(
-            f"source {source!r} is not available in this version. Download the model into "
-            "ComfyUI's models folder and set source to local."
-        )
     if not model:
         raise ModelFileError(
             "No model is chosen. Put a checkpoint into ComfyUI's models/checkpoints folder, "
@@ -101,12 +94,62 @@ def choose_model(
     )
     if len(matches) != 1:
         raise _no_such_model(model, matches, known)
+    return ModelChoice(matches[0], _encoders(text_encoders), _vae(vae), variant)
+
+
+def choose_fetched(
+    files: Sequence[FileRef],
+    *,
+    text_encoders: Sequence[str] = (),
+    vae: str | None = None,
+    variant: str | None = None,
+) -> ModelChoice:
+    """The files a user's references mean, together with what was chosen from the lists.
+
+    Args:
+        files: what the references gave, in their order; the folder says what each is.
+        text_encoders, vae, variant: as `choose_model` takes them.
+
+    Raises:
+        SettingError: there is no model among the files or more than one, or a text encoder or
+            VAE was chosen twice.
+    """
+    by_folder: dict[str, list[FileRef]] = {}
+    for file in dict.fromkeys(files):
+        role = "model" if file.folder in MODEL_FOLDERS else file.folder
+        by_folder.setdefault(role, []).append(file)
+    models = by_folder.get("model", [])
+    if len(models) != 1:
+        named = ", ".join(file.name for file in models) or "none"
+        raise SettingError(
+            "reference must name one checkpoint or diffusion model; text encoders and a VAE may "
+            f"stand on lines of their own. It names {len(models)} models: {named}."
+        )
+    encoders, vaes = by_folder.get("text_encoders", []), by_folder.get("vae", [])
+    for role, own, fetched, most in (
+        ("text encoders", text_encoders, encoders, 3),
+        ("VAE", [vae] if vae else [], vaes, 1),
+    ):
+        if (own and fetched) or len(fetched) > most:
+            names = ", ".join([*own, *(file.name for file in fetched)])
+            raise SettingError(
+                f"More {role} are chosen than can be used: {names}. Take some out of reference, or "
+                "set the list to automatic."
+            )
     return ModelChoice(
-        matches[0],
-        tuple(FileRef(folder="text_encoders", name=name) for name in text_encoders),
-        FileRef(folder="vae", name=vae) if vae else None,
+        models[0],
+        tuple(encoders) or _encoders(text_encoders),
+        vaes[0] if vaes else _vae(vae),
         variant,
     )
+
+
+def _encoders(names: Sequence[str]) -> tuple[FileRef, ...]:
+    return tuple(FileRef(folder="text_encoders", name=name) for name in names)
+
+
+def _vae(name: str | None) -> FileRef | None:
+    return FileRef(folder="vae", name=name) if name else None
 
 
 def _no_such_model(
@@ -185,6 +228,7 @@ def load_model(choice: ModelChoice, catalog: Catalog) -> LoadedModel:
         variant=detection.variant,
         family_confidence=detection.confidence,
         evidence=detection.evidence,
+        trained_size=trained_size(header),
         parts=tuple(parts),
         notices=tuple(notices),
     )

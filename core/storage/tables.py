@@ -11,10 +11,12 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     DateTime,
     Dialect,
     Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Integer,
     MetaData,
     String,
@@ -74,6 +76,125 @@ class ModelFile(Base):
     """Version of the reader that made `digest`."""
     problem: Mapped[str | None] = mapped_column(Text)
     """Why the file cannot be read; None when it can."""
+    header_hash: Mapped[str | None] = mapped_column(String(32))
+    """Of the header's bytes: with size and time it knows a file that was moved."""
+    autov3: Mapped[str | None] = mapped_column(String(12), index=True)
+    """CivitAI's AutoV3, lower case; None until it has been computed, empty when there is none."""
+    sidecar_stamp: Mapped[str | None] = mapped_column(Text)
+    """Sizes and times of other tools' files beside it; None without any."""
+    sidecar: Mapped[str | None] = mapped_column(Text)
+    """JSON of what those files say."""
+    merged: Mapped[str | None] = mapped_column(Text)
+    """`digest` with what sidecars, hubs and the user say; empty when they say nothing, None when
+    it has to be made anew."""
+    asked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When a hub was last asked for a model with this content."""
+
+
+class CatalogState(Base):
+    """Counters of the catalog. `facts` grows whenever `ModelFile.merged` of any file is reset."""
+
+    __tablename__ = "catalog_state"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    value: Mapped[int] = mapped_column(BigInteger)
+
+
+class ModelEdit(Base):
+    """What the user said of a file's content. Outlives the file."""
+
+    __tablename__ = "model_edits"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    path: Mapped[str] = mapped_column(Text, index=True)
+    """Where the file lay when it was last seen, absolute."""
+    size: Mapped[int] = mapped_column(BigInteger)
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64), index=True)
+    """None until the file has been hashed; path, size and time find it until then."""
+    trigger_words: Mapped[str | None] = mapped_column(Text)
+    """JSON list; None leaves them to the other sources."""
+    weight: Mapped[float | None] = mapped_column(Float(53))
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class RemoteVersionRow(Base):
+    """A model version that a hub told of. `record` is the whole; the columns are for finding it."""
+
+    __tablename__ = "remote_versions"
+
+    hub: Mapped[str] = mapped_column(String(16), primary_key=True)
+    model_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    version_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), index=True)
+    base_model: Mapped[str] = mapped_column(Text, index=True)
+    family: Mapped[str] = mapped_column(String(64), index=True)
+    downloads: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    likes: Mapped[int | None] = mapped_column(BigInteger)
+    words: Mapped[str] = mapped_column(Text)
+    """What a search looks at: the words of name, creator, trigger words, tags and description."""
+    record: Mapped[str] = mapped_column(Text)
+    """JSON of `hubs.entries.RemoteVersion`; no URL in it carries a token."""
+    mined: Mapped[str | None] = mapped_column(Text)
+    """JSON of `MinedSettings`; None until its images were looked at."""
+    met_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    refreshed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+_VERSION_KEY = ("hub", "model_id", "version_id")
+
+
+def _of_version() -> ForeignKeyConstraint:
+    return ForeignKeyConstraint(
+        _VERSION_KEY, [f"remote_versions.{column}" for column in _VERSION_KEY], ondelete="CASCADE"
+    )
+
+
+class RemoteFileRow(Base):
+    """A file of a remote version, for finding it by content."""
+
+    __tablename__ = "remote_files"
+    __table_args__ = (_of_version(),)
+
+    hub: Mapped[str] = mapped_column(String(16), primary_key=True)
+    model_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    version_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+
+
+class RemoteTag(Base):
+    """A tag of a remote version, for finding it."""
+
+    __tablename__ = "remote_tags"
+    __table_args__ = (_of_version(),)
+
+    hub: Mapped[str] = mapped_column(String(16), primary_key=True)
+    model_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    version_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(255), primary_key=True, index=True)
+    """In lower case."""
+
+
+class DownloadRow(Base):
+    """A file that the pack itself downloaded. Nothing else is ever cleaned up."""
+
+    __tablename__ = "downloads"
+
+    path: Mapped[str] = mapped_column(Text, primary_key=True)
+    """Absolute."""
+    folder: Mapped[str] = mapped_column(String(64))
+    size: Mapped[int] = mapped_column(BigInteger)
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    hub: Mapped[str] = mapped_column(String(16))
+    model_id: Mapped[str] = mapped_column(String(255))
+    version_id: Mapped[str] = mapped_column(String(255))
+    downloaded_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    last_used_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    pinned: Mapped[bool] = mapped_column(Boolean)
+    """The user wants to keep it, whatever the cap."""
+    packed_size: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes of `<path>.gz` when the file was compressed; None when it lies there as it is."""
 
 
 class GenerationRow(Base):

@@ -63,6 +63,10 @@ class SamplingOverrides(NamedTuple):
     """Flow-matching time shift, above 0 to 100."""
 
 
+_SAME_SIZE = 0.1
+"""A trained size whose sides differ less than this share from the family's own changes nothing."""
+_FINEST_STEP = 16
+"""Pixels: what every latent model with patches of two takes."""
 _RANGES = {
     "steps": (1, 10_000),
     "cfg": (0.0, 100.0),
@@ -129,7 +133,7 @@ def optimize(
     )
     steps, cfg = decide.value("steps"), decide.value("cfg")
     sampler, scheduler, fell_back = decide.sampler(samplers, schedulers)
-    width, height = decide.size(analysis)
+    width, height = decide.size(analysis, model.trained_size)
     plan = SamplingPlan(
         steps=steps,
         cfg=cfg,
@@ -214,10 +218,16 @@ class _Decider:
                 self._by_row(field, chosen[place], choice, lambda v, place=place: v[0][place])
         return *chosen, fell_back
 
-    def size(self, analysis: PromptAnalysis) -> tuple[int, int]:
+    def size(self, analysis: PromptAnalysis, trained: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels."""
         choice = self.row.choices["sizes"]
         sizes = choice.rule(self.situation).value
+        whose = f"of {self.row.title} ({choice.source})"
+        if trained is not None:
+            scale = math.sqrt(math.prod(trained) / math.prod(sizes[0]))
+            if not 1 - _SAME_SIZE < scale < 1 + _SAME_SIZE:
+                sizes = [_scaled(size, scale, self.row.multiple) for size in sizes]
+                whose = f"of this model, whose header says that it was trained at {_shape(trained)}"
         self.native_pixels = sizes[0][0] * sizes[0][1]
         aspect = wanted_aspect(analysis)
         width, height = nearest_size(sizes, aspect.ratio) if aspect else sizes[0]
@@ -231,14 +241,14 @@ class _Decider:
             return taken
         if aspect:
             text = (
-                f"{_shape((width, height))} is the size of {self.row.title} ({choice.source}) "
+                f"{_shape((width, height))} is the size {whose} "
                 f"nearest to {aspect.ratio:.2f}:1, the shape that {aspect.evidence} asks for; "
                 f"without it the size would be {_shape(sizes[0])}."
             )
             self._reason("resolution", _shape((width, height)), "intent", text)
         else:
             text = (
-                f"{_shape((width, height))} is the own size of {self.row.title} ({choice.source}); "
+                f"{_shape((width, height))} is the own size {whose}; "
                 "words for a shape such as portrait, 16:9 or wallpaper in the prompt would change "
                 "it."
             )
@@ -383,7 +393,7 @@ def _plan_notices(
                 level="info",
                 code="size_far_from_native",
                 message=f"{plan.width}×{plan.height} has {ratio:.2g} times the pixels that "
-                f"{row.title} was trained at (about {side}×{side}); subjects may come out "
+                f"the model was trained at (about {side}×{side}); subjects may come out "
                 f"{effect}.",
             )
         )
@@ -399,6 +409,12 @@ def _number(value: float) -> str:
 
 def _shape(size: Sequence[int]) -> str:
     return f"{size[0]}×{size[1]}"
+
+
+def _scaled(size: Sequence[int], scale: float, multiple: int) -> tuple[int, int]:
+    step = multiple if scale > 1 else _FINEST_STEP
+    width, height = (max(step, round(side * scale / step) * step) for side in size)
+    return width, height
 
 
 def _mismatches(pair: Sequence[str], own: tuple[str | None, str | None]) -> int:

@@ -11,6 +11,7 @@ from intelligent_generation.core.catalog import (
     family_of_comfy_class,
     lora_fit,
     name_hint,
+    trained_size,
 )
 from intelligent_generation.core.errors import PlanError
 
@@ -444,3 +445,26 @@ class TestLora:
     )
     def test_acceleration(self, header_of, metadata, variant):
         assert detect_lora(header_of(lora(UNET_LORA, 2048, 640), metadata)).variant == variant
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ("1024x1024", (1024, 1024)),
+        (" 832 X 1216 ", (832, 1216)),
+        ("128x128", (128, 128)),
+        ("1024", None),
+        ("", None),
+        ("0x512", None),
+        ("32x32", None),
+        ("9000x9000", None),
+        ("512x512x3", None),
+        ("(512, 512)", None),
+    ],
+)
+def test_the_size_that_a_header_says(header_of, said, size):
+    assert trained_size(header_of(SDXL, {"modelspec.resolution": said})) == size
+
+
+def test_a_header_without_a_size(header_of):
+    assert trained_size(header_of(SDXL)) is None

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from intelligent_generation.core.catalog import hashing, reading
 from intelligent_generation.core.catalog import library as module
 from intelligent_generation.core.errors import LoraError, ModelFileError
 from intelligent_generation.core.plan import FileRef
@@ -20,9 +21,9 @@ from sqlalchemy import select, update
 def opened(monkeypatch) -> list[str]:
     """Names of the files whose header is read, in order."""
     names: list[str] = []
-    read = module.load_header
+    read = reading.load_header
     monkeypatch.setattr(
-        module, "load_header", lambda path: names.append(Path(path).name) or read(path)
+        reading, "load_header", lambda path: names.append(Path(path).name) or read(path)
     )
     return names
 
@@ -157,10 +158,10 @@ class TestLibrary:
         catalog = open_catalog()
 
         def refuse(path):
-            raise module.HeaderError("cannot be opened: busy", passing=True)
+            raise reading.HeaderError("cannot be opened: busy", passing=True)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "load_header", refuse)
+            patch.setattr(reading, "load_header", refuse)
             assert catalog.loras().unreadable[0].problem == "cannot be opened: busy"
         assert names(catalog.loras()) == ["a.safetensors"]
 
@@ -236,11 +237,11 @@ class TestLibrary:
         assert opened == []
 
     def test_many_files_side_by_side_on_a_slow_disk(self, open_catalog, add, monkeypatch):
-        monkeypatch.setattr(module, "_SAMPLE", 3)
-        for ratio in (0.0, float("inf")):  # threads always, threads never
-            monkeypatch.setattr(module, "_SLOW_DISK", ratio)
+        monkeypatch.setattr(reading, "_SAMPLE", 3)
+        for wait in (float("-inf"), float("inf")):  # threads always, threads never
+            monkeypatch.setattr(reading, "_SLOW_DISK", wait)
             for number in range(20):
-                add(f"{ratio}/{number:02d}.safetensors")
+                add(f"{wait}/{number:02d}.safetensors")
             assert len(names(open_catalog().loras())) % 20 == 0
         assert len(names(open_catalog().loras())) == 40
 
@@ -332,8 +333,10 @@ class TestSha256:
     def test_once_per_state_of_the_file(self, open_catalog, add, monkeypatch):
         path = add("a.safetensors")
         count: list[str] = []
-        hash_ = module._hash
-        monkeypatch.setattr(module, "_hash", lambda *a: count.append(a[0]) or hash_(*a))
+        hash_ = module.hash_file
+        monkeypatch.setattr(
+            module, "hash_file", lambda *a, **k: count.append(a[0]) or hash_(*a, **k)
+        )
         assert open_catalog().sha256(path) == open_catalog().sha256(str(path)) == sha256(path)
         assert len(count) == 1
         add("a.safetensors", fill=1)
@@ -342,7 +345,7 @@ class TestSha256:
         assert len(count) == 2
 
     def test_progress_and_stop(self, open_catalog, models, monkeypatch):
-        monkeypatch.setattr(module, "HASH_BLOCK", 100)
+        monkeypatch.setattr(hashing, "HASH_BLOCK", 100)
         path = models / "big.safetensors"
         path.write_bytes(bytes(350))
         catalog, steps = open_catalog(), []
@@ -459,8 +462,10 @@ class TestFind:
         (models / "loras" / "styles" / "ink.safetensors").rename(models / "loras" / "z.safetensors")
         add("other_size.safetensors", {"a": "b"})
         hashed: list[str] = []
-        hash_ = module._hash
-        monkeypatch.setattr(module, "_hash", lambda *a: hashed.append(Path(a[0]).name) or hash_(*a))
+        hash_ = module.hash_file
+        monkeypatch.setattr(
+            module, "hash_file", lambda *a, **k: hashed.append(Path(a[0]).name) or hash_(*a, **k)
+        )
         for _ in range(2):
             assert open_catalog().find(recorded)[0].name == "z.safetensors"
         assert sorted(hashed) == ["same_size.safetensors", "z.safetensors"]

@@ -382,3 +382,17 @@ def test_a_password_is_never_in_the_message():
     with pytest.raises(StorageError) as caught:
         Database.open("nothing+known://user:hunter2@host/name")
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_an_older_version_knew_of_files_stays(url):
+    opened = Database.open(url)
+    with opened.session() as session:
+        database.migrate(session.connection(), "0001")
+        session.connection().exec_driver_sql(
+            "INSERT INTO model_files (path, folder, size, mtime_ns, sha256, digest_version) "
+            "VALUES ('/m/a.safetensors', 'loras', 5, 7, 'ab', 1)"
+        )
+    opened.close()
+    with Database.open(url).session(read_only=True) as session:
+        row = session.get_one(ModelFile, "/m/a.safetensors")
+    assert (row.size, row.mtime_ns, row.sha256, row.merged) == (5, 7, "ab", None)

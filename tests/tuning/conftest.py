@@ -45,12 +45,18 @@ def make_analysis(prompt: str = "a red apple on a table", **changes: Any) -> Pro
     return PromptAnalysis.model_validate(facts | changes)
 
 
-def make_model(family: str, variant: str | None = None, confidence: float = 1.0) -> ModelInfo:
+def make_model(
+    family: str,
+    variant: str | None = None,
+    confidence: float = 1.0,
+    trained_size: tuple[int, int] | None = None,
+) -> ModelInfo:
     return ModelInfo(
         name=f"{family}.safetensors",
         family=family,
         variant=variant,
         family_confidence=confidence,
+        trained_size=trained_size,
         evidence="told by the test",
     )
 
@@ -63,10 +69,15 @@ def analysis() -> Callable[..., PromptAnalysis]:
 
 @pytest.fixture
 def plan() -> Callable[..., SamplingPlan]:
-    """A plan for a family; `analysis`, `variant`, `confidence` and optimize()'s own keywords."""
+    """A plan for a family; `analysis`, the model's keywords and optimize()'s own."""
 
     def make(family: str, **options: Any) -> SamplingPlan:
-        model = make_model(family, options.pop("variant", None), options.pop("confidence", 1.0))
+        known = {
+            name: options.pop(name)
+            for name in ("variant", "confidence", "trained_size")
+            if name in options
+        }
+        model = make_model(family, **known)
         read = options.pop("analysis", None) or make_analysis()
         return optimize(read, model, **({"samplers": SAMPLERS, "schedulers": SCHEDULERS} | options))
 

@@ -334,6 +334,43 @@ def test_a_size_far_from_the_trained_one_is_said(plan: Plan):
         assert ("size_far_from_native" in codes(made)) is said
 
 
+@pytest.mark.parametrize(
+    ("family", "trained", "prompt", "size"),
+    [
+        ("sd35", (128, 128), "a cat", (128, 128)),
+        ("sd35", (128, 128), "a cat, portrait format", (112, 144)),
+        ("sd15", (768, 768), "a cat", (768, 768)),
+        ("sd15", (512, 512), "a cat", (512, 512)),
+        ("sdxl", (1024, 1024), "a cat", (1024, 1024)),
+        ("sdxl", (1000, 1040), "a cat", (1024, 1024)),
+        ("sdxl", (2048, 2048), "a cat", (2048, 2048)),
+        ("sd35", (64, 64), "a cat", (64, 64)),
+    ],
+)
+def test_the_size_follows_what_the_model_was_trained_at(
+    plan: Plan,
+    analysis: Analysis,
+    family: str,
+    trained: tuple[int, int],
+    prompt: str,
+    size: tuple[int, int],
+):
+    made = plan(family, trained_size=trained, analysis=analysis(prompt))
+    assert (made.width, made.height) == size
+    (reason,) = [reason for reason in made.reasons if reason.field == "resolution"]
+    usual = plan(family, analysis=analysis(prompt))
+    own = (made.width, made.height) != (usual.width, usual.height)
+    assert ("whose header says" in reason.text) is own
+    assert "size_far_from_native" not in codes(made)
+
+
+def test_an_own_size_is_held_against_what_the_model_was_trained_at(plan: Plan):
+    far = SamplingOverrides(width=512, height=512)
+    made = plan("sd35", trained_size=(128, 128), overrides=far)
+    assert (made.width, made.height) == (512, 512)
+    assert codes(made) == ["size_far_from_native"]
+
+
 # --------------------------------------------------------------------------- reasons
 
 
