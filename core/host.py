@@ -12,7 +12,7 @@ import copy
 import inspect
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,8 @@ stock_nodes: Any = import_module("nodes")
 
 USER_DIRECTORY = "intelligent_generation"
 """Name of the protected user folder; ComfyUI prefixes it with `__` and never serves it."""
+
+_PROGRESS_STEPS = 1000
 
 
 # --------------------------------------------------------------------------- folders and files
@@ -598,6 +600,20 @@ def blocked(message: str) -> Any:
     from comfy_execution.graph import ExecutionBlocker
 
     return ExecutionBlocker(message)
+
+
+def progress() -> Callable[[float], None]:
+    """A progress bar on the node that runs now: called with the share done, 0 to 1."""
+    bar = comfy.utils.ProgressBar(_PROGRESS_STEPS)
+    shown = -1
+
+    def show(share: float) -> None:
+        nonlocal shown
+        if (now := int(share * _PROGRESS_STEPS)) != shown:
+            shown = now
+            bar.update_absolute(now)
+
+    return show
 
 
 def check_interrupt() -> None:

@@ -15,12 +15,12 @@ import threading
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import host
-from .catalog import Catalog, lora_fit
+from .catalog import Catalog, DiskCache, ModelSearch, SearchResult, lora_fit
 from .errors import (
     IntelligentGenerationError,
     LoraError,
@@ -28,6 +28,14 @@ from .errors import (
     PlanError,
     SettingError,
     UnknownGenerationError,
+)
+from .fetching import (
+    Fetched,
+    Fetcher,
+    LoraReference,
+    describe,
+    read_lora_references,
+    read_references,
 )
 from .generating import (
     SaveLocation,
@@ -43,10 +51,21 @@ from .generating import (
     run,
     save_generation,
 )
+from .hubs import (
+    Credentials,
+    Hub,
+    HuggingFaceReference,
+    Reference,
+    SafetyRules,
+    SearchQuery,
+)
+from .hubs.civitai import ENDPOINT as CIVITAI
+from .hubs.huggingface import ENDPOINT as HUGGINGFACE
 from .learning import NOT_RATED, record_rating, revision
 from .memory import (
     LoadedModel,
     ModelChoice,
+    choose_fetched,
     choose_model,
     describe_model,
     load_model,
@@ -67,7 +86,13 @@ from .plan import (
     PromptAnalysis,
     SamplingPlan,
 )
-from .recommending import RecommendSettings, UserLora, recommend, with_user_loras
+from .recommending import (
+    DEFAULT_WEIGHT,
+    RecommendSettings,
+    UserLora,
+    recommend,
+    with_user_loras,
+)
 from .storage import Database
 from .tuning import SamplingOverrides, optimize
 
@@ -81,6 +106,10 @@ NO_OVERRIDES = SamplingOverrides()
 
 DATABASE_URL = "INTELLIGENT_GENERATION_DATABASE_URL"
 """Environment variable with any SQLAlchemy URL; default: SQLite in the protected user folder."""
+
+
+HUB_SOURCES: dict[str, Hub] = {"Hugging Face": "huggingface", "CivitAI": "civitai"}
+"""HubModelLoader's words for the hubs."""
 
 
 class SamplerRequest(NamedTuple):
@@ -131,6 +160,9 @@ class Services:
         self._database: Database | None = None
         self._catalog: Catalog | None = None
         self._hashing: dict[Path, threading.Thread] = {}
+        self._fetcher: Fetcher | None = None
+        self._search: ModelSearch | None = None
+        self._first_seen: dict[str, tuple[ModelChoice, str]] = {}
 
     # ------------------------------------------------------------------ data
 
@@ -159,10 +191,99 @@ class Services:
         """Changes when a rating is added or changed."""
         return revision(self.database)
 
+    # ------------------------------------------------------------------ hubs
+
+    @property
+    def credentials(self) -> Credentials:
+        """The hubs' tokens: of the environment, else in the protected user folder."""
+        return Credentials(host.user_directory() / "credentials")
+
+    @property
+    def fetcher(self) -> Fetcher:
+        with self._lock:
+            if self._fetcher is None:
+                addresses = hub_addresses()
+                self._fetcher = Fetcher(
+                    self.catalog,
+                    DiskCache(self.database, self.catalog, now=_utc_now),
+                    self.credentials,
+                    host.model_folders,
+                    civitai=addresses["civitai"],
+                    huggingface=addresses["huggingface"],
+                    version=pack_version(),
+                )
+            return self._fetcher
+
+    def search_models(
+        self, query: SearchQuery, *, hubs: Sequence[Hub], rules: SafetyRules
+    ) -> SearchResult:
+        """One page of the models on disk, those known from before, and those of `hubs`."""
+        with self._lock:
+            if self._search is None:
+                self._search = ModelSearch(self.catalog)
+        clients = {"civitai": self.fetcher.civitai(), "huggingface": self.fetcher.huggingface()}
+        return self._search.search(
+            query,
+            hubs={hub: partial(clients[hub].search, allow_nsfw=rules.allow_nsfw) for hub in hubs},
+            rules=rules,
+        )
+
     # ------------------------------------------------------------------ models
 
     def choose_model(self, **choice: Any) -> ModelChoice:
         return choose_model(**choice, installed=host.model_names)
+
+    def fetch_model(
+        self,
+        references: Sequence[Reference],
+        *,
+        allow_download: bool,
+        text_encoders: Sequence[str] = (),
+        vae: str | None = None,
+        variant: str | None = None,
+    ) -> ModelChoice:
+        """The files that references mean, downloaded where they are missing and that is allowed.
+
+        Raises as `Fetcher.fetch` and `choose_fetched` do.
+        """
+        chosen = {"text_encoders": bool(text_encoders), "vae": bool(vae)}
+        fetched = self.fetcher.fetch(
+            references,
+            "model",
+            allow=allow_download,
+            leave_out=frozenset(folder for folder, own in chosen.items() if own),
+            on_share=host.progress(),
+            stop=host.check_interrupt,
+        )
+        choice = choose_fetched(
+            [file for one in fetched for file in one.files],
+            text_encoders=text_encoders,
+            vae=vae,
+            variant=variant,
+        )
+        key = repr((references, text_encoders, vae, variant))
+        self._first_seen.setdefault(key, (choice, self.stamp(choice)))
+        return choice
+
+    def fetched_stamp(
+        self,
+        references: Sequence[Reference],
+        *,
+        text_encoders: Sequence[str] = (),
+        vae: str | None = None,
+        variant: str | None = None,
+    ) -> str:
+        """Changes when a file that `fetch_model` gave in this process does. Asks no hub; empty
+        as long as the files are as they were then, so that a download alone changes nothing."""
+        key = repr((references, text_encoders, vae, variant))
+        if key not in self._first_seen:
+            return ""
+        choice, before = self._first_seen[key]
+        try:
+            now = self.stamp(choice)
+        except ModelFileError:
+            return "gone"
+        return "" if now == before else now
 
     def stamp(self, choice: ModelChoice) -> str:
         """Changes when one of the chosen files does."""
@@ -232,12 +353,38 @@ class Services:
         stack: Sequence[tuple[str, float, float]],
         model: Any,
         clip: Any,
+        references: Sequence[LoraReference] = (),
+        *,
+        allow_download: bool = False,
     ) -> FetchedLoras:
-        """The plan with every file found on disk, applied to MODEL and CLIP where given."""
+        """The plan with every file found on disk, applied to MODEL and CLIP where given.
+
+        The LoRAs of `references` come last; those missing are downloaded where that is allowed.
+        One without a strength that plan or stack have already keeps its strength there.
+        """
         if plan is None:
             family = "unknown" if model is None else describe_model(model).family
             plan = LoraPlan(family=family, segments=())
         plan = with_user_loras(plan, _once_each(self._stack_loras(stack)))
+        fetched = (
+            self.fetcher.fetch(
+                [lora.reference for lora in references],
+                "lora",
+                allow=allow_download,
+                on_share=host.progress(),
+                stop=host.check_interrupt,
+            )
+            if references
+            else ()
+        )
+        named = self._referenced_loras(references, fetched)
+        there = {lora.file.name for lora in plan.loras}
+        added = [
+            lora
+            for lora, wanted in zip(named, references, strict=True)
+            if wanted.strength is not None or lora.entry.file.name not in there
+        ]
+        plan = with_user_loras(plan, _once_each(added))
         located = plan.model_copy(
             update={
                 "loras": tuple(
@@ -245,7 +392,13 @@ class Services:
                 )
             }
         )
-        lines = [f"{lora.title} at {lora.model_strength:g}: on disk." for lora in located.loras]
+        lines = [f"Downloaded {describe(item)}." for one in fetched for item in one.downloaded]
+        lines += [f"{lora.title} at {lora.model_strength:g}: on disk." for lora in located.loras]
+        lines += [
+            f"{lora.entry.title} reacts to: {', '.join(w.text for w in lora.entry.trigger_words)}."
+            for lora in added
+            if lora.entry.trigger_words
+        ]
         if model is not None or clip is not None:
             outcome = apply_loras(model, clip, located.loras, locate=self._locate, add=True)
             model, clip = outcome.model, outcome.clip
@@ -494,6 +647,20 @@ class Services:
             if name not in ("", "None")  # how stack nodes of other packs write an empty slot
         ]
 
+    def _referenced_loras(
+        self, references: Sequence[LoraReference], fetched: Sequence[Fetched]
+    ) -> list[UserLora]:
+        loras = []
+        for lora, one in zip(references, fetched, strict=True):
+            (file,) = one.files  # only a model comes in several
+            entry = self.catalog.lora_by_name(file.name)
+            authors = entry.recommended_weight or 0.0
+            # As with recommended ones, 0 and below gives no direction.
+            own = authors if authors > 0 else DEFAULT_WEIGHT
+            strength = own if lora.strength is None else lora.strength
+            loras.append(UserLora(entry, strength, strength, "reference"))
+        return loras
+
     def _own_loras_only(self, analysis: PromptAnalysis, info: ModelInfo) -> LoraPlan:
         # Without LoRARecommender nothing is chosen, but the user's tags still count.
         return self.recommend(analysis, info, settings=RecommendSettings(max_loras=0))
@@ -560,6 +727,53 @@ class Services:
             host.check_interrupt()
             running.join(timeout=0.05)
         return self.catalog.sha256(path, stop=host.check_interrupt)
+
+
+def model_references(source: str, text: str) -> tuple[Reference, ...]:
+    """The references of HubModelLoader.
+
+    Args:
+        source: should be a key of `HUB_SOURCES`.
+        text: one reference a line.
+
+    Raises:
+        SettingError: no such source, or no reference, one not understood, or one of the other
+            hub.
+    """
+    if source not in HUB_SOURCES:
+        known = ", ".join(HUB_SOURCES)
+        raise SettingError(f"source must be one of local, {known}, not {source!r}.")
+    references = read_references(text, tuple(hub_addresses().values()))
+    if not references:
+        raise SettingError(
+            f"source is {source}, and reference is empty. Paste the address of a model there."
+        )
+    for reference in references:
+        hub = "huggingface" if isinstance(reference, HuggingFaceReference) else "civitai"
+        if hub != HUB_SOURCES[source]:
+            other = next(name for name, id in HUB_SOURCES.items() if id == hub)
+            raise SettingError(
+                f"reference {reference} is for {other}, but source is {source}. Set source to "
+                f"{other}, or name a model of {source}."
+            )
+    return references
+
+
+def lora_references(text: str) -> tuple[LoraReference, ...]:
+    """The references of CivitAILoRAFetcher. Raises SettingError."""
+    return read_lora_references(text, tuple(hub_addresses().values()))
+
+
+def hub_addresses() -> dict[Hub, str]:
+    """Base addresses of the hubs: those of the environment, else the well-known ones."""
+    return {
+        "civitai": os.environ.get("CIVITAI_ENDPOINT", "").strip() or CIVITAI,
+        "huggingface": os.environ.get("HF_ENDPOINT", "").strip() or HUGGINGFACE,
+    }
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _made_for(planned: tuple[str, ...], segments: tuple[str, ...]) -> bool:

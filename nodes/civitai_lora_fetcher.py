@@ -1,4 +1,5 @@
-"""CivitAILoRAFetcher: LoraPlan -> the same plan with every LoRA on disk, applied if wanted."""
+"""CivitAILoRAFetcher: LoraPlan and references -> a plan with every LoRA on disk, applied if
+wanted."""
 
 from __future__ import annotations
 
@@ -18,8 +19,9 @@ class CivitAILoRAFetcher(io.ComfyNode):
             node_id="CivitAILoRAFetcher",
             display_name="CivitAI LoRA Fetcher",
             category=CATEGORY,
-            description="Passes a LoRA plan on with all its files checked, and applies it to MODEL "
-            "and CLIP for use in any graph. Fetching from CivitAI comes with a later version.",
+            description="Passes a LoRA plan on with all its files checked, adds LoRAs you name by "
+            "address or id, and applies all to MODEL and CLIP for use in any graph. Downloads "
+            "where you allow that.",
             inputs=[
                 LoraPlanSocket.Input("lora_plan", optional=True),
                 LoraStackSocket.Input(
@@ -29,6 +31,21 @@ class CivitAILoRAFetcher(io.ComfyNode):
                 ),
                 io.Model.Input("model", optional=True),
                 io.Clip.Input("clip", optional=True),
+                io.String.Input(
+                    "references",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="LoRAs of CivitAI or Hugging Face, one a line: address, civitai:123, "
+                    "hf:owner/name/file, AIR or hash. A strength may follow after a blank.",
+                ),
+                io.Boolean.Input(
+                    "allow_download",
+                    default=False,
+                    optional=True,
+                    tooltip="Off: what is missing is not downloaded, and an error says what it is, "
+                    "its size and its licence.",
+                ),
             ],
             outputs=[
                 LoraPlanSocket.Output("lora_plan_out", display_name="LoRA plan"),
@@ -40,18 +57,47 @@ class CivitAILoRAFetcher(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, references: str | None = "") -> bool | str:
+        """A line that names nothing is refused before anything runs."""
+        if not references or not references.strip():
+            return True  # None: linked, known only when the node runs
+        from ..core.errors import IntelligentGenerationError
+        from ..core.services import lora_references
+
+        try:
+            lora_references(references)
+        except IntelligentGenerationError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, **_: Any) -> str:
         from ..core.services import services
 
         return services().lora_revision()
 
     @classmethod
-    def execute(cls, lora_plan=None, lora_stack=None, model=None, clip=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        lora_plan=None,
+        lora_stack=None,
+        model=None,
+        clip=None,
+        references: str = "",
+        allow_download: bool = False,
+    ) -> io.NodeOutput:
         from ..core import host
         from ..core.recommending import to_stack
-        from ..core.services import services
+        from ..core.services import lora_references, services
 
-        fetched = services().fetch_loras(lora_plan, lora_stack or (), model, clip)
+        fetched = services().fetch_loras(
+            lora_plan,
+            lora_stack or (),
+            model,
+            clip,
+            lora_references(references),
+            allow_download=allow_download,
+        )
         unwired = "CivitAILoRAFetcher gives {0} only when its {0} input is wired."
         return io.NodeOutput(
             fetched.plan,

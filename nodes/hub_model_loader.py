@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
 from .sockets import CATEGORY, MemoryPlanSocket, ModelInfoSocket
 
+LOCAL = "local"
 AUTOMATIC = "automatic"
 VARIANTS = ["turbo", "lightning", "lcm", "hyper", "dmd"]
 
 
 class HubModelLoader(io.ComfyNode):
-    """Loads a checkpoint, or a diffusion model with its text encoders and VAE."""
+    """Loads a checkpoint, or a diffusion model with its text encoders and VAE, from disk or hub."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -29,18 +30,19 @@ class HubModelLoader(io.ComfyNode):
             node_id="HubModelLoader",
             display_name="Hub Model Loader",
             category=CATEGORY,
-            description="Loads a model and says what it is: family, variant, sizes.",
+            description="Loads a model and says what it is: family, variant, sizes. Downloads it "
+            "first where you allow that.",
             inputs=[
                 io.Combo.Input(
                     "source",
-                    options=["local", "Hugging Face", "CivitAI"],
-                    default="local",
-                    tooltip="Where the model is. This version loads local files.",
+                    options=[LOCAL, "Hugging Face", "CivitAI"],
+                    default=LOCAL,
+                    tooltip="local: the file in model. The others: what reference names.",
                 ),
                 io.Combo.Input(
                     "model",
                     options=models,
-                    tooltip="A checkpoint, or a diffusion model alone.",
+                    tooltip="A checkpoint, or a diffusion model alone. Read when source is local.",
                 ),
                 io.Combo.Input(
                     "vae",
@@ -68,6 +70,21 @@ class HubModelLoader(io.ComfyNode):
                 MemoryPlanSocket.Input(
                     "memory_plan", optional=True, tooltip="AUTO leaves placement to ComfyUI."
                 ),
+                io.String.Input(
+                    "reference",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="A model's address on the hub, hf:owner/name/file, civitai:123, an AIR "
+                    "or a hash. Text encoders and a VAE may stand on lines of their own.",
+                ),
+                io.Boolean.Input(
+                    "allow_download",
+                    default=False,
+                    optional=True,
+                    tooltip="Off: what is missing is not downloaded, and an error says what it is, "
+                    "its size and its licence.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL"),
@@ -81,16 +98,24 @@ class HubModelLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, source: str | None, model: str | None) -> bool | str:
+    def validate_inputs(
+        cls, source: str | None, model: str | None, reference: str | None = ""
+    ) -> bool | str:
         """Naming `model` here replaces ComfyUI's list check by an error that helps."""
         from ..core import host
         from ..core.errors import IntelligentGenerationError
         from ..core.memory import choose_model
 
-        if source is None or model is None:
+        if source is None or model is None or reference is None:
             return True  # linked: known only when the node runs
         try:
-            choose_model(source=source, model=model, installed=host.model_names)
+            if source == LOCAL:
+                _no_reference(reference)
+                choose_model(model=model, installed=host.model_names)
+            else:
+                from ..core.services import model_references
+
+                model_references(source, reference)
         except IntelligentGenerationError as error:
             return str(error)
         return True
@@ -99,19 +124,39 @@ class HubModelLoader(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs: Any) -> str:
         from ..core.services import services
 
-        if any(inputs.get(name) is None for name in ("source", "model", "vae", "variant")):
+        if any(inputs.get(name, "") is None for name in ("source", "model", "vae", "variant",
+                                                         "reference")):  # fmt: skip
             return ""  # linked: what comes through the link is in ComfyUI's own key
-        return services().stamp(_choice(**inputs))
+        wanted = _wanted(**inputs)
+        if wanted.references:
+            return services().fetched_stamp(wanted.references, **wanted.others)
+        return services().stamp(services().choose_model(model=wanted.model, **wanted.others))
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         from ..core.services import services
 
-        loaded = services().load_model(_choice(**inputs))
+        wanted = _wanted(**inputs)
+        if wanted.references:
+            choice = services().fetch_model(
+                wanted.references, allow_download=wanted.allow_download, **wanted.others
+            )
+        else:
+            choice = services().choose_model(model=wanted.model, **wanted.others)
+        loaded = services().load_model(choice)
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae, loaded.info, loaded.info.family)
 
 
-def _choice(
+class _Wanted(NamedTuple):
+    model: str
+    references: tuple[Any, ...]
+    """Empty for a local file."""
+    allow_download: bool
+    others: dict[str, Any]
+    """Text encoders, VAE and variant that were chosen from the lists."""
+
+
+def _wanted(
     source: str,
     model: str,
     vae: str = AUTOMATIC,
@@ -120,14 +165,31 @@ def _choice(
     text_encoder_2: str | None = AUTOMATIC,
     text_encoder_3: str | None = AUTOMATIC,
     memory_plan: Any = None,
-):
-    from ..core.services import services
+    reference: str = "",
+    allow_download: bool = False,
+) -> _Wanted:
+    from ..core.services import model_references
 
+    if source == LOCAL:
+        _no_reference(reference)
     encoders = (text_encoder_1, text_encoder_2, text_encoder_3)
-    return services().choose_model(
-        source=source,
-        model=model,
-        vae=None if vae == AUTOMATIC else vae,
-        text_encoders=tuple(name for name in encoders if name is not None and name != AUTOMATIC),
-        variant={AUTOMATIC: None, "none": ""}.get(variant, variant),
+    return _Wanted(
+        model,
+        () if source == LOCAL else model_references(source, reference),
+        allow_download,
+        {
+            "vae": None if vae == AUTOMATIC else vae,
+            "text_encoders": tuple(name for name in encoders if name not in (None, AUTOMATIC)),
+            "variant": {AUTOMATIC: None, "none": ""}.get(variant, variant),
+        },
     )
+
+
+def _no_reference(reference: str) -> None:
+    from ..core.errors import SettingError
+
+    if reference.strip():
+        raise SettingError(
+            "There is a reference, but source is local, which does not read it. Set source to the "
+            "hub it is for, or clear reference."
+        )

@@ -5,19 +5,29 @@
     GET  /generations/{id}/prompt  an API prompt that makes the image again: POST it to /prompt
     POST /generations/{id}/rating  {"rating": 0-5, "comment": ""}, as JSON
     POST /prompt                   the same API prompt from a PNG (image/png) or a record (JSON)
+    GET  /models?query=TEXT        models on disk and on the hubs, see `_get_models`
+    GET  /credentials              {"civitai": "set" or "not set", "huggingface": ...}
+    PUT  /credentials/{hub}        {"token": text}, as JSON; answers as GET does
+    DELETE /credentials/{hub}      forgets the token; answers as GET does
 
-Errors come as `{"error": text}` with status 400, or 404 for an unknown id.
+Errors come as `{"error": text}` with status 400, or 404 for an unknown id. No answer holds a
+token.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from aiohttp import web
 
 PREFIX = "/intelligent_generation"
 MAX_LISTED = 500
+MAX_FOUND = 100
+"""Results of a search from each source."""
+HUBS = ("civitai", "huggingface")
+KINDS = ("checkpoint", "lora", "vae", "text_encoder", "diffusion_model", "other")
 MAX_UPLOAD = 256 * 2**20
 """Bytes of a PNG. ComfyUI's own limit on uploads is lower by default and applies first."""
 
@@ -34,6 +44,10 @@ def register_routes() -> None:
     routes.get(f"{PREFIX}/generations/{{id}}/prompt")(_guarded(_get_prompt))
     routes.post(f"{PREFIX}/generations/{{id}}/rating")(_guarded(_post_rating))
     routes.post(f"{PREFIX}/prompt")(_guarded(_post_prompt))
+    routes.get(f"{PREFIX}/models")(_guarded(_get_models))
+    routes.get(f"{PREFIX}/credentials")(_guarded(_get_credentials))
+    routes.put(f"{PREFIX}/credentials/{{hub}}")(_guarded(_put_credential))
+    routes.delete(f"{PREFIX}/credentials/{{hub}}")(_guarded(_delete_credential))
 
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
@@ -54,13 +68,9 @@ def _guarded(handler: Handler) -> Handler:
 
 
 async def _list_generations(request: web.Request) -> web.Response:
-    from ..core.errors import SettingError
     from ..core.services import services
 
-    text = request.query.get("limit", "20")
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_LISTED:
-        raise SettingError(f"limit must be a whole number from 1 to {MAX_LISTED}, not {text!r}.")
-    records = await asyncio.to_thread(services().recent, int(text))
+    records = await asyncio.to_thread(services().recent, _limit(request, MAX_LISTED))
     return web.json_response([record.model_dump(mode="json") for record in records])
 
 
@@ -109,3 +119,133 @@ async def _post_rating(request: web.Request) -> web.Response:
         services().rate, request.match_info["id"], body["rating"], str(body.get("comment") or "")
     )
     return web.json_response({"status": status})
+
+
+async def _get_models(request: web.Request) -> web.Response:
+    """Parameters: query, kind, family, base_model, tag (these three may repeat), sort, limit (of
+    each source), cursor, source (civitai, huggingface, or local for no hub; both hubs without
+    it), blocked_tag (may repeat), allow_nsfw=true."""
+    from ..core.errors import SettingError
+    from ..core.hubs import SafetyRules, SearchQuery
+    from ..core.services import services
+
+    given = request.query
+
+    def one_of(name: str, known: Sequence[str], default: str | None) -> Any:
+        value = given.get(name) or default
+        if value is not None and value not in known:
+            raise SettingError(f"{name} must be one of {', '.join(known)}, not {value!r}.")
+        return value
+
+    def all_of(name: str) -> tuple[str, ...]:
+        return tuple(given.getall(name, ()))
+
+    source = one_of("source", ("local", *HUBS), None)
+    query = SearchQuery(
+        text=given.get("query", ""),
+        kind=one_of("kind", KINDS, None),
+        base_models=all_of("base_model"),
+        families=all_of("family"),
+        tags=all_of("tag"),
+        sort=one_of("sort", ("downloads", "likes", "newest"), "downloads"),
+        limit=_limit(request, MAX_FOUND),
+        cursor=given.get("cursor"),
+    )
+    allow_nsfw = one_of("allow_nsfw", ("true", "false"), "false") == "true"
+    result = await asyncio.to_thread(
+        services().search_models,
+        query,
+        hubs=[hub for hub in HUBS if source in (None, hub)],
+        rules=SafetyRules(allow_nsfw, all_of("blocked_tag")),
+    )
+    return web.json_response(
+        {
+            "models": [_hit(hit) for hit in result.hits],
+            "hidden": result.hidden,
+            "notices": [notice.message for notice in result.notices],
+            "cursor": result.cursor,
+        }
+    )
+
+
+def _hit(hit: Any) -> dict[str, Any]:
+    version, entry = hit.version, hit.entry
+    shown: dict[str, Any] = {"title": hit.title, "kind": hit.kind, "family": hit.family}
+    shown["file"] = None if entry is None else f"{entry.file.folder}/{entry.file.name}"
+    shown["hub"] = None
+    if version is not None:
+        if version.hub == "civitai":
+            reference = f"civitai:{version.model_id}@{version.version_id}"
+        else:
+            reference = f"hf:{version.model_id}@{version.version_id}"
+        main = next((file for file in version.files if file.primary), None)
+        shown["hub"] = {
+            "name": version.hub,
+            "reference": reference,
+            "page": version.page,
+            "base_model": version.base_model,
+            "licence": version.licence,
+            "size": None if main is None else main.size or main.size_about,
+            "downloads": version.downloads,
+            "likes": version.likes,
+            "trigger_words": version.trigger_words,
+            "creator": version.creator,
+            "needs_access": version.gated,
+            "image": version.image,
+        }
+    return shown
+
+
+async def _get_credentials(_: web.Request) -> web.Response:
+    from ..core.services import services
+
+    return web.json_response(await asyncio.to_thread(services().credentials.status))
+
+
+async def _put_credential(request: web.Request) -> web.Response:
+    from ..core.errors import SettingError
+    from ..core.services import services
+
+    hub = _hub(request)
+    if request.content_type != "application/json":
+        raise SettingError("Send the token as application/json.")
+    try:
+        body = await request.json()
+    except ValueError:  # its message may quote the body
+        raise SettingError('Send {"token": "text"} as JSON.') from None
+    if not isinstance(body, dict) or not isinstance(body.get("token"), str):
+        raise SettingError('Send {"token": "text"} as JSON.')
+    await asyncio.to_thread(services().credentials.set, hub, body["token"])
+    return await _get_credentials(request)
+
+
+async def _delete_credential(request: web.Request) -> web.Response:
+    from ..core.errors import SettingError
+    from ..core.services import services
+
+    hub, credentials = _hub(request), services().credentials
+    await asyncio.to_thread(credentials.clear, hub)
+    if variable := credentials.variable(hub):
+        raise SettingError(
+            f"The stored token is gone, but the environment variable {variable} still gives one. "
+            "Remove it and start ComfyUI again."
+        )
+    return await _get_credentials(request)
+
+
+def _hub(request: web.Request) -> Any:
+    from ..core.errors import SettingError
+
+    hub = request.match_info["hub"]
+    if hub not in HUBS:
+        raise SettingError(f"There is no hub {hub!r}. Name one of {', '.join(HUBS)}.")
+    return hub
+
+
+def _limit(request: web.Request, most: int) -> int:
+    from ..core.errors import SettingError
+
+    text = request.query.get("limit", "20")
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise SettingError(f"limit must be a whole number from 1 to {most}, not {text!r}.")
+    return int(text)

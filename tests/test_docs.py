@@ -98,7 +98,7 @@ def test_the_dependencies_are_those_of_requirements_txt() -> None:
 def test_the_routes_are_those_that_are_registered() -> None:
     source = (ROOT / "nodes" / "routes.py").read_text(encoding="utf-8")
     (prefix,) = re.findall(r'^PREFIX = "(.+)"', source, re.MULTILINE)
-    registered = re.findall(r'routes\.(get|post)\(f"\{PREFIX\}(.+?)"\)', source)
+    registered = re.findall(r'routes\.(get|post|put|delete)\(f"\{PREFIX\}(.+?)"\)', source)
     wanted = [
         f"{method.upper()} {prefix}{path.replace('{{', '{').replace('}}', '}')}"
         for method, path in registered

@@ -102,9 +102,12 @@ def _evidence(lora: PlannedLora) -> str:
 
 
 def _origin(lora: PlannedLora) -> str:
-    return {"prompt_tag": ", your tag", "stack": ", your LORA_STACK", "recommended": ""}[
-        lora.origin
-    ]
+    return {
+        "prompt_tag": ", your tag",
+        "stack": ", your LORA_STACK",
+        "reference": ", your reference",
+        "recommended": "",
+    }[lora.origin]
 
 
 def _reasons(reasons: Sequence[Reason]) -> list[str]:

@@ -9,5 +9,13 @@ from __future__ import annotations
 
 from .recommender import RecommendSettings, UserLora, recommend
 from .stack import to_stack, with_user_loras
+from .strengths import DEFAULT_WEIGHT
 
-__all__ = ["RecommendSettings", "UserLora", "recommend", "to_stack", "with_user_loras"]
+__all__ = [
+    "DEFAULT_WEIGHT",
+    "RecommendSettings",
+    "UserLora",
+    "recommend",
+    "to_stack",
+    "with_user_loras",
+]

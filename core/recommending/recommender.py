@@ -74,12 +74,12 @@ _DEFAULTS = RecommendSettings()
 
 
 class UserLora(NamedTuple):
-    """A LoRA that the user named: in the prompt, or in a LoRA stack."""
+    """A LoRA that the user named: in the prompt, in a LoRA stack, or by a hub's address."""
 
     entry: LoraEntry
     model_strength: float
     clip_strength: float
-    origin: Literal["prompt_tag", "stack"]
+    origin: Literal["prompt_tag", "stack", "reference"]
 
 
 def recommend(

@@ -10,6 +10,14 @@ from .recommender import UserLora
 
 Stack = list[tuple[str, float, float]]
 
+_GIVEN = "Your own choice, used at the strength you gave."
+_REASONS = {
+    "prompt_tag": _GIVEN,
+    "stack": _GIVEN,
+    "reference": "You named it by its address or id; its strength is the one you wrote, else its "
+    "author's or a middling one.",
+}
+
 
 def to_stack(plan: LoraPlan) -> Stack:
     """The plan's LoRAs as (name, model strength, clip strength), in order of application."""
@@ -41,8 +49,8 @@ def with_user_loras(plan: LoraPlan, loras: Sequence[UserLora]) -> LoraPlan:
             )
         else:
             message = (
-                f"LoRA {planned.title} was recommended at {planned.model_strength:g}; your stack "
-                f"has it at {lora.model_strength:g}, which counts."
+                f"LoRA {planned.title} was recommended at {planned.model_strength:g}; you have it "
+                f"at {lora.model_strength:g}, which counts."
             )
             notices.append(Notice(level="info", code="stack_beats_plan", message=message))
     added = tuple(
@@ -52,7 +60,7 @@ def with_user_loras(plan: LoraPlan, loras: Sequence[UserLora]) -> LoraPlan:
             model_strength=lora.model_strength,
             clip_strength=lora.clip_strength,
             origin=lora.origin,
-            reason="Your own choice, used at the strength you gave.",
+            reason=_REASONS[lora.origin],
         )
         for lora in asked.values()
     )

@@ -142,10 +142,25 @@ def test_a_missing_checkpoint_is_refused_before_anything_runs(
         client.run(graph)
 
 
-def test_a_hub_source_says_that_it_comes_later(client: Client, auto_graph) -> None:
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"source": "CivitAI"}, "reference is empty"),
+        ({"source": "CivitAI", "reference": "hf:a/b"}, "is for Hugging Face"),
+        ({"source": "Hugging Face", "reference": "a cat"}, "does not say which model"),
+        ({"reference": "hf:a/b"}, "source is local, which does not read it"),
+        (
+            {"source": "CivitAI", "reference": "https://civitai.com/models/1?token=x"},
+            "holds a login or token",
+        ),
+    ],
+)
+def test_a_reference_that_cannot_be_honoured_is_refused_before_anything_runs(
+    client: Client, auto_graph, inputs: dict[str, str], said: str
+) -> None:
     graph = auto_graph("x")
-    graph["loader"]["inputs"]["source"] = "CivitAI"
-    with pytest.raises(PromptRefusedError, match="not available in this version"):
+    graph["loader"]["inputs"].update(inputs)
+    with pytest.raises(PromptRefusedError, match=said):
         client.run(graph)
 
 

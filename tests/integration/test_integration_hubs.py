@@ -1,0 +1,256 @@
+"""Downloads through /prompt: a real ComfyUI whose hubs are the loopback stand-ins."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from intelligent_generation.scripts.comfyui import (
+    Client,
+    ComfyUI,
+    PromptFailedError,
+    link_model,
+    prepare_base,
+)
+from intelligent_generation.scripts.sample_library import write_library
+from intelligent_generation.scripts.sample_models import sample_model
+from intelligent_generation.tests.services.civitai import (
+    CivitaiServer,
+    make_file,
+    make_model,
+    make_version,
+)
+from intelligent_generation.tests.services.huggingface import HuggingFaceServer, Repository
+from intelligent_generation.tests.services.storage import FileHost
+from PIL import Image
+
+CANARY = "canary-7c2e91"
+CHECKPOINT = "small-sd15.safetensors"
+UNET = "small-sd3.safetensors"
+VAE = "small-taesd3.safetensors"
+
+
+class Hubs(NamedTuple):
+    host: ComfyUI
+    client: Client
+    civitai: CivitaiServer
+    huggingface: HuggingFaceServer
+    storage: FileHost
+    ink: bytes
+    """What CivitAI's LoRA 101@1001 holds."""
+
+    @property
+    def asked(self) -> int:
+        servers = (self.civitai, self.huggingface, self.storage)
+        return sum(len(server.requests) for server in servers)
+
+    def loras(self) -> set[str]:
+        return {path.name for path in self.host.base.models("loras").iterdir()}
+
+
+@pytest.fixture(scope="module")
+def hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hubs]:
+    folder = tmp_path_factory.mktemp("hubs")
+    base = prepare_base(folder / "comfyui")
+    link_model(sample_model(CHECKPOINT), base.models("checkpoints"))
+    write_library(folder / "library")
+    ink, harbour = (
+        (folder / "library" / f"{name}.safetensors").read_bytes()
+        for name in ("dusk-light", "misty_mountains")
+    )
+    with CivitaiServer() as civitai, HuggingFaceServer() as hub, FileHost() as storage:
+        civitai.locate = lambda file: storage.url(f"/{file['id']}?signature=x", "localhost")
+        for model, version, name, content in ((101, 1001, "ink", ink), (102, 1002, "bad", harbour)):
+            storage.put(f"/{version}", content)
+            file = make_file(version, f"{name}.safetensors", content)
+            row = make_version(version, [file], baseModel="SD 1.5", trainedWords=["zinkwash"])
+            civitai.models.append(make_model(model, name.title(), [row]))
+        storage.put("/1002", harbour[:-1] + b"!")
+        hub.repositories = [
+            Repository("org/tiny", {
+                f"split_files/diffusion_models/{UNET}": sample_model(UNET).read_bytes(),
+                f"split_files/vae/{VAE}": sample_model(VAE).read_bytes(),
+            }, card={"license": "mit"})
+        ]  # fmt: skip
+        hub.locate = lambda repo, name: storage.url(f"/{name}", "localhost")
+        for name, content in hub.repositories[0].files.items():
+            storage.put(f"/{name}", content)
+        civitai.tokens = hub.tokens = {CANARY}
+        environment = {"CIVITAI_ENDPOINT": civitai.url, "HF_ENDPOINT": hub.url, "HF_TOKEN": CANARY}
+        with ComfyUI(base, cpu=True, environment=environment) as host:
+            yield Hubs(host, host.client(), civitai, hub, storage, ink)
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def fetch_lora(references: str, **inputs: Any) -> dict[str, Any]:
+    return {
+        "fetcher": node("CivitAILoRAFetcher", references=references, **inputs),
+        "text": node("PreviewAny", source=["fetcher", 4]),
+    }
+
+
+def load_model(reference: str, **inputs: Any) -> dict[str, Any]:
+    return {
+        "loader": node(
+            "HubModelLoader", source="Hugging Face", model="", vae="automatic",
+            variant="automatic", reference=reference, **inputs,
+        ),
+        "text": node("PreviewAny", source=["loader", 4]),
+    }  # fmt: skip
+
+
+def text_of(run: Any) -> str:
+    return "".join(run.outputs["text"]["text"])
+
+
+def test_a_lora_by_its_address_is_asked_for_then_fetched_then_there(hubs: Hubs) -> None:
+    client, civitai = hubs.client, hubs.civitai
+    answer = client._session.put(
+        f"{hubs.host.url}/intelligent_generation/credentials/civitai", json={"token": CANARY}
+    )
+    assert answer.json() == {"huggingface": "set", "civitai": "set"}
+    address = f"{civitai.url}/models/101/ink?modelVersionId=1001 0.6"
+    with pytest.raises(PromptFailedError, match="allow_download is off") as caught:
+        client.run(fetch_lora(address))
+    for part in ("ink.safetensors", "SD 1.5", "licence: commercial use"):
+        assert part in str(caught.value)
+    assert not hubs.storage.requests and hubs.loras() == set()
+
+    run = client.run(fetch_lora(address, allow_download=True))
+    assert "Downloaded ink.safetensors" in text_of(run) and "zinkwash" in text_of(run)
+    assert "at 0.6: on disk" in text_of(run)
+    assert any(step.node == "fetcher" and step.value == step.total for step in run.steps)
+    assert (hubs.host.base.models("loras") / "ink.safetensors").read_bytes() == hubs.ink
+
+    asked = hubs.asked
+    for same in (address, "civitai:101@1001", "urn:air:sd1:lora:civitai:101@1001"):
+        assert "Downloaded" not in text_of(client.run(fetch_lora(same)))
+    assert hubs.asked == asked, "what is there costs no request"
+
+
+def test_a_fetched_lora_makes_the_image_that_the_stock_loader_makes(
+    hubs: Hubs, stock_graph
+) -> None:
+    graph = stock_graph("a heron", loras=[("ink.safetensors", 0.6, 0.6)], seed=7)
+    expected = _pixels(hubs, hubs.client.run(graph))
+    graph["lora-0"] = node(
+        "CivitAILoRAFetcher", references="civitai:101@1001 0.6", allow_download=True,
+        model=["checkpoint", 0], clip=["checkpoint", 1],
+    )  # fmt: skip
+    graph["sampler"]["inputs"]["model"] = ["lora-0", 2]
+    for name in ("positive", "negative"):
+        graph[name]["inputs"]["clip"] = ["lora-0", 3]
+    assert _pixels(hubs, hubs.client.run(graph)) == expected
+
+
+def _pixels(hubs: Hubs, run: Any) -> bytes:
+    (image,) = run.images()
+    return Image.open(io.BytesIO(hubs.client.view(image))).convert("RGB").tobytes()
+
+
+def test_content_with_a_wrong_hash_never_gets_the_name(hubs: Hubs) -> None:
+    with pytest.raises(PromptFailedError, match="not what CivitAI lists"):
+        hubs.client.run(fetch_lora("civitai:102", allow_download=True))
+    assert "bad.safetensors" not in hubs.loras()
+    assert any(name.startswith("bad.") and name.endswith(".mismatch") for name in hubs.loras())
+
+
+def test_a_split_file_of_hugging_face_is_fetched_and_loaded(hubs: Hubs) -> None:
+    reference = f"hf:org/tiny/split_files/diffusion_models/{UNET}"
+    with pytest.raises(PromptFailedError, match=r"allow_download is off(?s:.*)licence: mit"):
+        hubs.client.run(load_model(reference))
+    run = hubs.client.run(load_model(reference, allow_download=True))
+    assert text_of(run) in ("sd3", "sd35")
+    folder = hubs.host.base.models("diffusion_models")
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")] == [
+        f"org/tiny/split_files/diffusion_models/{UNET}"
+    ]
+    asked = hubs.asked
+    again = hubs.client.run(load_model(reference, allow_download=True))
+    assert "loader" in again.cached, "a download alone does not make it load again"
+    hubs.client.free()
+    hubs.client.run(load_model(reference))
+    assert hubs.asked == asked
+
+
+def test_a_vae_on_a_line_of_its_own_comes_with_the_model(hubs: Hubs) -> None:
+    lines = [f"hf:org/tiny/split_files/{name}" for name in (f"diffusion_models/{UNET}",
+                                                            f"vae/{VAE}")]  # fmt: skip
+    graph = load_model("\n".join(lines), allow_download=True)
+    graph["latent"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
+    graph["decode"] = node("VAEDecode", samples=["latent", 0], vae=["loader", 2])
+    graph["image"] = node("PreviewImage", images=["decode", 0])
+    assert hubs.client.run(graph).outputs["image"]["images"]
+    assert (hubs.host.base.models("vae") / "org/tiny/split_files/vae" / VAE).is_file()
+    with pytest.raises(PromptFailedError, match="must name one checkpoint or diffusion model"):
+        hubs.client.run(load_model(lines[1]))
+
+
+def test_what_a_hub_lacks_is_said(hubs: Hubs) -> None:
+    with pytest.raises(PromptFailedError, match=r"org/tiny on Hugging Face has no file"):
+        hubs.client.run(load_model("hf:org/tiny/none.safetensors"))
+    with pytest.raises(PromptFailedError, match="model 999"):
+        hubs.client.run(fetch_lora("civitai:999"))
+
+
+def test_search_finds_what_is_here_and_what_is_there(hubs: Hubs) -> None:
+    found = hubs.client.get("/intelligent_generation/models", query="ink", kind="lora").json()
+    assert found["notices"] == []
+    (ink,) = found["models"]
+    assert ink["file"] == "loras/ink.safetensors"
+    assert ink["hub"]["reference"] == "civitai:101@1001"
+    asked = hubs.asked
+    local = hubs.client.get("/intelligent_generation/models", query="ink", source="local").json()
+    assert [hit["file"] for hit in local["models"]] == ["loras/ink.safetensors"]
+    assert hubs.asked == asked
+    bad = hubs.client._session.get(f"{hubs.host.url}/intelligent_generation/models?kind=cat")
+    assert bad.status_code == 400 and "kind must be one of" in bad.json()["error"]
+
+
+def test_tokens_are_in_the_hubs_header_and_nowhere_else(hubs: Hubs, auto_graph) -> None:
+    """Last: looks at all that the tests above left behind."""
+    graph = auto_graph("a heron <lora:ink:0.5>", recommender={"max_loras": 0})
+    graph["fetcher"] = node("CivitAILoRAFetcher", references="civitai:101@1001",
+                            lora_plan=["recommender", 0], allow_download=True)  # fmt: skip
+    graph["sampler"]["inputs"]["lora_plan"] = ["fetcher", 0]
+    extra = {"extra_pnginfo": {"workflow": {"nodes": []}}}
+    run = hubs.client.run(graph, extra_data=extra)
+    assert hubs.client.get("/intelligent_generation/credentials").json() == {
+        "huggingface": "set", "civitai": "set",
+    }  # fmt: skip
+    sent = [*hubs.civitai.requests, *hubs.huggingface.requests]
+    assert sent and all(CANARY not in request.target for request in sent)
+    assert any(request.token == CANARY for request in hubs.civitai.asked("/download/"))
+    assert any(request.token == CANARY for request in hubs.huggingface.asked("/resolve/"))
+    assert hubs.storage.requests
+    assert not any("authorization" in seen.headers for seen in hubs.storage.requests)
+    assert CANARY not in repr(hubs.storage.requests)
+    assert CANARY not in repr(run) + hubs.host.log_text()
+    assert any(hubs.host.base.output.rglob("*.png"))
+    holders = [
+        path.relative_to(hubs.host.base.path).as_posix()
+        for path in _own_files(hubs.host.base.path)
+        if CANARY.encode() in path.read_bytes()
+    ]
+    assert holders == ["user/__intelligent_generation/credentials/civitai.token"]
+
+    url = f"{hubs.host.url}/intelligent_generation/credentials"
+    assert hubs.client._session.delete(f"{url}/civitai").json()["civitai"] == "not set"
+    kept = hubs.client._session.delete(f"{url}/huggingface")
+    assert kept.status_code == 400 and "HF_TOKEN" in kept.json()["error"]
+    wrong = hubs.client._session.put(f"{url}/civitai", json={"token": f"two {CANARY}"})
+    assert wrong.status_code == 400 and CANARY not in wrong.text
+    assert hubs.client._session.put(f"{url}/other", json={"token": "x"}).status_code == 400
+
+
+def _own_files(base: Path) -> Iterator[Path]:
+    pack = base / "custom_nodes"
+    for path in base.rglob("*"):
+        if pack not in path.parents and path.is_file() and not path.is_symlink():
+            yield path
