@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import logging
 import math
 import statistics
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ from ..scripts.world.scenes import (
     random_scene,
 )
 
+LOG = logging.getLogger("world")
 BATCH = 20
 """Images made by one prompt of ComfyUI, to save its overhead."""
 
@@ -83,6 +86,9 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--tried", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
+    if min(options.prompts, options.style_prompts, options.tried) < 2:
+        parser.error("give two prompts or more of each: an interval needs them")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     random = RandomState(options.seed)
     network = judge.load(files.JUDGE)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
@@ -97,16 +103,23 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             mixed = list(islice(_mixed_tasks(random), options.prompts))
             autos = [studio.auto(task) for task in mixed]
             settings = autos[0].choice
-            return {
-                "judge": judge.accuracy(network, style=STYLES[0]),
-                "judge_all_styles": judge.accuracy(network),
-                "following": _following(studio, plain, settings),
-                "styles": _styles(studio, random, settings, options.style_prompts),
-                "auto": _against(studio, mixed, autos, settings, random),
-                "choice": _choice(studio, mixed[: options.tried], autos, settings),
-                "settings": {**settings.settings, "shift": settings.shift},
-                "prompts": options.prompts,
+            parts: dict[str, Callable[[], Any]] = {
+                "judge": lambda: judge.accuracy(network, style=STYLES[0]),
+                "judge_all_styles": lambda: judge.accuracy(network),
+                "auto": lambda: _against(studio, mixed, autos, settings, random),
+                "following": lambda: _following(studio, plain, settings),
+                "styles": lambda: _styles(studio, random, settings, options.style_prompts),
+                "choice": lambda: _choice(studio, mixed[: options.tried], autos, settings),
             }
+            out: dict[str, Any] = {}
+            for name, measure in parts.items():
+                out[name] = measure()
+                LOG.info("%s: %s", name, json.dumps(out[name]))
+    return {
+        **out,
+        "settings": {**settings.settings, "shift": settings.shift},
+        "prompts": options.prompts,
+    }
 
 
 class _Auto(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -301,8 +302,13 @@ def test_stop_ends_a_download_and_the_next_one_goes_on(world: World) -> None:
         if shares and shares[-1] > 0:
             raise StoppedError
 
+    # The server waits in the middle, so that the stop is heard before the end.
+    stopped = threading.Event()
+    world.storage.on_sent = lambda seen: seen.sent > 2_000_000 and stopped.wait(20)
     with pytest.raises(StoppedError):
         world.get(CivitaiReference(1, 10), on_share=shares.append, stop=stop)
+    stopped.set()
+    world.storage.on_sent = lambda seen: None
     assert not (world.folder / "loras" / "long.safetensors").exists()
     world.get(CivitaiReference(1, 10))
     assert (world.folder / "loras" / "long.safetensors").read_bytes() == content

@@ -113,7 +113,7 @@ def asked_for(prompt: str) -> dict[str, str]:
     the first of them.
     """
     found: dict[str, tuple[int, int, str]] = {}
-    text = " ".join(re.findall(r"[a-z0-9]+", prompt.lower()))
+    text = _plain(re.sub(r":[\d.]+\)", ")", prompt))  # "(red:1.3)" does not ask for three
     for attribute, words in _phrases().items():
         for phrase, value in words.items():
             match = re.search(rf"\b{re.escape(phrase)}\b", text)
