@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -23,6 +24,8 @@ from .text import tokens
 
 _MOST_FOUND = 5_000
 """Rows of the database that one search looks at, best first by the query's order."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class VersionRecord(NamedTuple):
@@ -62,8 +65,10 @@ class Registry:
             write(self._database, work)
 
     def _put(self, session: Session, key: Key, version: RemoteVersion, now: datetime) -> None:
-        values = _values(version)
         known = session.get(RemoteVersionRow, key)
+        if known is not None:
+            version = _with_known_hashes(version, _unpack(known.record))
+        values = _values(version)
         if known is not None and known.record == values["record"]:
             known.refreshed_at = now
             return
@@ -279,6 +284,24 @@ def _values(version: RemoteVersion) -> dict[str, Any]:
         "words": f" {' '.join(word for text in texts for word in tokens(text))} ",
         "record": json.dumps(record, ensure_ascii=False, separators=(",", ":")),
     }
+
+
+def _with_known_hashes(version: RemoteVersion, known: RemoteVersion) -> RemoteVersion:
+    # A search answers with less than a look-up: what it leaves out is kept for the same file. A
+    # branch can move, so there only a file of the same size is the same.
+    fixed = version.hub == "civitai" or _COMMIT.fullmatch(version.version_id) is not None
+    before = {file.name: file for file in known.files if file.sha256}
+    files = []
+    for file in version.files:
+        old = before.get(file.name)
+        if (
+            old is not None
+            and file.sha256 is None
+            and (file.size == old.size if file.size is not None else fixed)
+        ):
+            file = file._replace(sha256=old.sha256, size=old.size)
+        files.append(file)
+    return version._replace(files=tuple(files))
 
 
 def _unpack(record: str) -> RemoteVersion:

@@ -356,6 +356,24 @@ class TestRegistry:
         with pytest.raises(HubNotFoundError, match="456"):
             registry.get("civitai", "123", "456")
 
+    @pytest.mark.parametrize(
+        ("hub", "version_id", "size", "kept"),
+        [
+            ("civitai", "456", None, True),
+            ("huggingface", "a" * 40, None, True),
+            ("huggingface", "main", None, False),
+            ("huggingface", "main", 10, True),
+            ("huggingface", "main", 11, False),
+        ],
+    )
+    def test_a_search_does_not_take_hashes_away(self, catalog, hub, version_id, size, kept):
+        met = remote("ab" * 32, hub=hub, version_id=version_id)
+        catalog.remember([met])
+        (file,) = met.files
+        catalog.remember([met._replace(files=(file._replace(sha256=None, size=size),))])
+        (now,) = catalog.registry.get(hub, "123", version_id).version.files
+        assert now.sha256 == ("ab" * 32 if kept else None)
+
     def test_everything_found_matches(self, catalog):
         catalog.registry.put(
             [
