@@ -1,1 +1,1 @@
-"""The small world: seeded scenes with known attributes, their pictures and their captions."""
+"""The small world: drawn scenes, and a model, LoRAs and a judge trained on them. See README.md."""
