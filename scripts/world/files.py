@@ -31,8 +31,8 @@ METADATA = {
     "modelspec.architecture": "stable-diffusion-3.5-large",
     "modelspec.implementation": "https://github.com/Stability-AI/sd3.5",
     "modelspec.title": "Small World",
-    "modelspec.description": "Flat illustrations of 14 subjects in 8 colors, before 6 backgrounds, at 3 "
-    "times of day, trained from scratch on rendered scenes.",
+    "modelspec.description": "Flat illustrations of 14 subjects in 8 colors, before 6 backgrounds, "
+    "at 3 times of day, trained from scratch on rendered scenes.",
     "modelspec.resolution": "128x128",
 }
 
