@@ -20,7 +20,10 @@ from .scenes import STYLES, Scene, held_out, random_scene
 from .text import Encoder, Prompts
 
 SCENES = 24_000
+CYCLES = 2
 STEPS = 3600
+"""Of each cycle. A cycle ends cooled down, and the next starts from its average at the full rate
+(warm restarts, Loshchilov and Hutter 2017): a finished model can be trained further."""
 BATCH = 32
 RATE = 6e-4
 EMPTY_SHARE = 0.1
@@ -78,7 +81,17 @@ def train(
         prompts = encoder([training_caption(scenes[row], random) for row in rows])
         return velocity_loss(network, latents[torch.from_numpy(rows)], prompts, random)
 
-    return training.train("denoiser", list(network.parameters()), loss_of, steps=steps, rate=RATE)
+    return sum(
+        training.train(
+            f"denoiser-{cycle}",
+            list(network.parameters()),
+            loss_of,
+            steps=steps,
+            rate=RATE,
+            seed=cycle,
+        )
+        for cycle in range(CYCLES)
+    )
 
 
 def training_caption(scene: Scene, random: RandomState) -> str:

@@ -47,7 +47,7 @@ SIZE = 64
 """Pixels of a side that images are reduced to."""
 SCENES = 16_000
 UNSEEN = 1000
-STEPS = 1400
+STEPS = 2800
 BATCH = 64
 RATE = 2e-3
 
