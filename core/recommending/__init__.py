@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from .recommender import RecommendSettings, UserLora, recommend
 from .stack import to_stack, with_user_loras
-from .strengths import DEFAULT_WEIGHT
+from .strengths import default_strength
 
 __all__ = [
-    "DEFAULT_WEIGHT",
     "RecommendSettings",
     "UserLora",
+    "default_strength",
     "recommend",
     "to_stack",
     "with_user_loras",

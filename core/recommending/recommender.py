@@ -127,7 +127,7 @@ def recommend(
         )
     else:
         candidates = sum(count for each, count in index.family_counts().items() if fits[each] > 0)
-        scores = score(index, query, fits, _intent_factor(analysis.intent))
+        scores = score(index, query, fits, intent_factor(analysis.intent))
         fitting = _sift(scores, index, query, family, fits, settings, users, report)
         chosen, losses = assign(
             analysis, fitting, users, allow_style_mixing=settings.allow_style_mixing
@@ -135,7 +135,7 @@ def recommend(
         for loss in losses:
             report.skip(loss.candidate.entry.file.name, loss.code, f"Left out: {loss.reason}.")
         _tell_if_none(library, family, chosen, users, report)
-    recommended = _with_strengths(chosen, analysis.complexity, settings, user_loras, report)
+    recommended = _with_strengths(chosen, settings, user_loras, report)
 
     prompt = words("".join(span.text for span in analysis.spans))
     loras: list[PlannedLora] = []
@@ -208,7 +208,8 @@ def _user_candidate(
     return Candidate(entry, 1.0, match(entry, query, index.rarity), by_user=True)
 
 
-def _intent_factor(intent: Intent) -> Callable[[LoraEntry], float]:
+def intent_factor(intent: Intent) -> Callable[[LoraEntry], float]:
+    """The `intent` factor of a LoRA, in [0, 1], for a prompt of this intent."""
     side = side_of_intent(intent.style)
     return lambda entry: intent_value(entry, side, intent.confidence) if side else 0.0
 
@@ -278,7 +279,6 @@ def _tell_if_none(
 
 def _with_strengths(
     chosen: Sequence[Candidate],
-    complexity: float,
     settings: RecommendSettings,
     user_loras: Sequence[UserLora],
     report: _Report,
@@ -290,7 +290,7 @@ def _with_strengths(
         report.skip(candidate.entry.file.name, "over_limit", why)
     chosen = chosen[:most]
     wanted = [
-        strength_for(candidate.entry.recommended_weight, candidate.confidence, complexity)
+        strength_for(candidate.entry.recommended_weight, len(chosen) + len(user_loras))
         for candidate in chosen
     ]
     limit = settings.max_total_strength
@@ -360,7 +360,7 @@ def _planned(
         base = f"it is made for {entry.family}, which works on {family}"
     reason = (
         f"Fits {asked} by its {matched}, confidence {candidate.confidence:.2f}; {base}; "
-        f"strength {chosen.strength:.2f} = {chosen.why}."
+        f"strength {chosen.strength:.2f}, {chosen.why}."
     )
     return PlannedLora(
         file=entry.file,

@@ -1,15 +1,21 @@
-"""How strong each recommended LoRA is applied (REQUIREMENTS 2.10 and 2.12)."""
+"""How strong each recommended LoRA is applied.
+
+Requirement 2.10 multiplies the author's strength, else 0.7, by relevance and complexity. Measured
+on what people use (strengths.json) that is far too weak: a LoRA is used at its author's strength
+however well it fits. So its bounds are kept, and its factors are not.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
-DEFAULT_WEIGHT = 0.7
-"""Base strength where the author recommends none (requirement 2.10)."""
 MIN_STRENGTH, MAX_STRENGTH = 0.3, 1.2
-_COMPLEX = 0.7
+"""Of requirement 2.10."""
 
 
 class Chosen(NamedTuple):
@@ -19,27 +25,40 @@ class Chosen(NamedTuple):
     why: str
 
 
-def strength_for(recommended: float | None, relevance: float, complexity: float) -> Chosen:
-    """clip(base * (0.5 + 0.5 * relevance) * (0.9 if complexity > 0.7), 0.3, 1.2).
+def default_strength(loras: int) -> float:
+    """The strength of a LoRA whose author states none, where `loras` (1 or more) go together.
 
-    `recommended` is the author's strength, if any; 0 and below (sliders that work both ways)
-    says no direction, so the default stands in and the reason says so. `relevance` and
-    `complexity` are in [0, 1]. Source: requirement 2.10.
+    Source: strengths.json.
     """
-    base, source = DEFAULT_WEIGHT, "default"
+    table = _defaults()
+    return table[min(max(loras, 1), max(table))]
+
+
+def strength_for(recommended: float | None, loras: int) -> Chosen:
+    """The author's strength, else the default for so many LoRAs, kept within 0.3 and 1.2.
+
+    Args:
+        recommended: the author's strength, if any; 0 and below (sliders that work both ways) says
+            no direction, so the default stands in and the reason says so.
+        loras: how many go together, this one included.
+    """
     if recommended is not None and recommended > 0:
-        base, source = recommended, "author's strength"
-    elif recommended is not None:
-        source = f"default, its author's {recommended:g} gives no direction"
-    strength = base * (0.5 + 0.5 * relevance)
-    why = f"{base:.2f} ({source}) × (0.5 + 0.5 × {relevance:.2f})"
-    if complexity > _COMPLEX:
-        strength *= 0.9
-        why += " × 0.9 for a complex prompt"
-    clipped = min(max(strength, MIN_STRENGTH), MAX_STRENGTH)
-    if clipped != strength:
-        why += f", kept within {MIN_STRENGTH} and {MAX_STRENGTH}"
-    return Chosen(round(clipped, 2), why)
+        strength = min(max(recommended, MIN_STRENGTH), MAX_STRENGTH)
+        why = "its author's strength"
+        if strength != recommended:
+            why += f" {recommended:g}, kept within {MIN_STRENGTH} and {MAX_STRENGTH}"
+        return Chosen(round(strength, 2), why)
+    together = "one LoRA" if loras <= 1 else f"{loras} LoRAs together"
+    why = f"what people use for {together}"
+    if recommended is not None:
+        why += f", as its author's {recommended:g} gives no direction"
+    return Chosen(default_strength(loras), why)
+
+
+@cache
+def _defaults() -> dict[int, float]:
+    data = json.loads(Path(__file__).with_name("strengths.json").read_text("utf-8"))
+    return {row["loras"]: row["strength"] for row in data["defaults"]}
 
 
 def balance(strengths: Sequence[float], room: float) -> tuple[float, ...]:

@@ -5,26 +5,28 @@ from intelligent_generation.core.recommending.strengths import balance, strength
 
 
 @pytest.mark.parametrize(
-    ("recommended", "relevance", "complexity", "expected"),
+    ("recommended", "loras", "expected"),
     [
-        (None, 1.0, 0.2, 0.70),
-        (None, 0.0, 0.2, 0.35),
-        (0.8, 0.5, 0.2, 0.60),
-        (0.8, 0.5, 0.7, 0.60),
-        (0.8, 0.5, 0.71, 0.54),
-        (0.3, 0.0, 0.9, 0.30),
-        (2.0, 1.0, 0.1, 1.20),
+        (0.75, 1, 0.75),
+        (0.75, 3, 0.75),
+        (0.1, 1, 0.3),
+        (2.0, 1, 1.2),
     ],
 )
-def test_strength_formula(
-    recommended: float | None, relevance: float, complexity: float, expected: float
+def test_the_authors_strength_is_used_within_bounds(
+    recommended: float, loras: int, expected: float
 ) -> None:
-    assert strength_for(recommended, relevance, complexity).strength == pytest.approx(expected)
+    assert strength_for(recommended, loras).strength == expected
+
+
+def test_without_one_the_more_loras_the_weaker_each() -> None:
+    alone, two, three, ten = (strength_for(None, loras).strength for loras in (1, 2, 3, 10))
+    assert alone > two > three == ten >= 0.3
 
 
 def test_a_strength_without_direction_is_said() -> None:
-    chosen = strength_for(-1.0, 1.0, 0.1)
-    assert chosen.strength == 0.7
+    chosen = strength_for(-1.0, 1)
+    assert chosen.strength == strength_for(None, 1).strength
     assert "-1" in chosen.why
 
 
