@@ -9,6 +9,7 @@
     GET  /credentials              {"civitai": "set" or "not set", "huggingface": ...}
     PUT  /credentials/{hub}        {"token": text}, as JSON; answers as GET does
     DELETE /credentials/{hub}      forgets the token; answers as GET does
+    /catalog, /loras, /downloads   see catalog_routes.py
 
 Errors come as `{"error": text}` with status 400, or 404 for an unknown id. No answer holds a
 token.
@@ -21,6 +22,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
+
+from . import catalog_routes as catalog
 
 PREFIX = "/intelligent_generation"
 MAX_LISTED = 500
@@ -48,6 +51,16 @@ def register_routes() -> None:
     routes.get(f"{PREFIX}/credentials")(_guarded(_get_credentials))
     routes.put(f"{PREFIX}/credentials/{{hub}}")(_guarded(_put_credential))
     routes.delete(f"{PREFIX}/credentials/{{hub}}")(_guarded(_delete_credential))
+    routes.get(f"{PREFIX}/catalog/scan")(_guarded(catalog.get_scan))
+    routes.post(f"{PREFIX}/catalog/scan")(_guarded(catalog.post_scan))
+    routes.delete(f"{PREFIX}/catalog/scan")(_guarded(catalog.delete_scan))
+    routes.get(f"{PREFIX}/loras/edit")(_guarded(catalog.get_edit))
+    routes.put(f"{PREFIX}/loras/edit")(_guarded(catalog.put_edit))
+    routes.get(f"{PREFIX}/downloads")(_guarded(catalog.get_downloads))
+    routes.put(f"{PREFIX}/downloads")(_guarded(catalog.put_downloads))
+    routes.post(f"{PREFIX}/downloads/restore")(_guarded(catalog.post_restore))
+    routes.post(f"{PREFIX}/downloads/cleanup")(_guarded(catalog.post_cleanup))
+    routes.post(f"{PREFIX}/downloads/cleanup/{{id}}")(_guarded(catalog.post_cleanup_done))
 
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]

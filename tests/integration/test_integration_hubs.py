@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -254,3 +255,108 @@ def _own_files(base: Path) -> Iterator[Path]:
     for path in base.rglob("*"):
         if pack not in path.parents and path.is_file() and not path.is_symlink():
             yield path
+
+
+# --------------------------------------------------------------------------- the catalog by HTTP
+
+
+def call(hubs: Hubs, method: str, path: str, body: Any = None) -> Any:
+    url = f"{hubs.host.url}/intelligent_generation{path}"
+    return hubs.client._session.request(method, url, json=body, timeout=60)
+
+
+def scanned(hubs: Hubs, **body: bool) -> dict[str, Any]:
+    assert call(hubs, "POST", "/catalog/scan", body).status_code == 200
+    deadline = time.monotonic() + 60
+    while (state := call(hubs, "GET", "/catalog/scan").json())["phase"] not in ("done", "failed"):
+        assert time.monotonic() < deadline, state
+        time.sleep(0.05)
+    return state
+
+
+def test_a_scan_asks_civitai_only_when_told_to(hubs: Hubs) -> None:
+    path = hubs.host.base.models("loras") / "found" / "nameless.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(hubs.ink)
+    asked = hubs.asked
+    state = scanned(hubs, hash_files=True)
+    assert state["phase"] == "done" and state["report"]["files"] >= 1 and not state["error"]
+    assert hubs.asked == asked, "nothing was sent out"
+    assert scanned(hubs, ask_civitai=True)["phase"] == "done"
+    assert hubs.asked > asked
+    found = call(hubs, "GET", "/models?query=nameless&source=local").json()["models"]
+    assert [(one["file"], one["hub"]["reference"]) for one in found] == [
+        ("loras/found/nameless.safetensors", "civitai:101@1001")
+    ]
+
+
+def test_what_the_user_says_of_a_lora_is_kept_and_taken_back(hubs: Hubs) -> None:
+    path = hubs.host.base.models("loras") / "mine.safetensors"
+    path.write_bytes(hubs.ink)
+    said = {"name": "mine.safetensors", "trigger_words": ["harbour fog"], "weight": 0.4}
+    assert call(hubs, "PUT", "/loras/edit", said).json() == said
+    assert call(hubs, "GET", "/loras/edit?name=mine.safetensors").json() == said
+    for wrong, because in (
+        ({"trigger_words": "fog"}, "list of texts"),
+        ({"weight": 400}, "-100 to 100"),
+        ({"weigth": 1}, "no field 'weigth'"),
+        ({"name": "none.safetensors"}, "is not in"),
+        ({"name": "../mine.safetensors"}, "is not a name below"),
+    ):
+        answer = call(hubs, "PUT", "/loras/edit", {"name": "mine.safetensors", **wrong})
+        assert answer.status_code == 400 and because in answer.json()["error"]
+    assert call(hubs, "GET", "/loras/edit?name=mine.safetensors").json() == said
+    taken_back = {"name": "mine.safetensors", "trigger_words": None, "weight": None}
+    assert call(hubs, "PUT", "/loras/edit", {"name": "mine.safetensors"}).json() == taken_back
+
+
+def test_a_clean_up_is_shown_first_and_touches_only_downloads(hubs: Hubs) -> None:
+    hubs.client.run(fetch_lora("civitai:101@1001", allow_download=True))
+    own = hubs.host.base.models("loras") / "own.safetensors"
+    own.write_bytes(hubs.ink[:-1] + b"~")
+    listed = call(hubs, "GET", "/downloads").json()
+    path = next(
+        file["path"] for file in listed["files"] if file["path"].endswith("ink.safetensors")
+    )
+    assert listed["bytes"] >= len(hubs.ink)
+
+    assert call(hubs, "PUT", "/downloads", {"path": path, "pinned": True}).status_code == 200
+    pinned = call(hubs, "POST", "/downloads/cleanup", {"cap_gb": 0}).json()
+    assert path not in [action["file"]["path"] for action in pinned["actions"]]
+    assert call(hubs, "PUT", "/downloads", {"path": path, "pinned": False}).status_code == 200
+
+    plan = call(hubs, "POST", "/downloads/cleanup", {"cap_gb": 0}).json()
+    assert path in [action["file"]["path"] for action in plan["actions"]]
+    assert plan["bytes_after"] == 0 and Path(path).is_file(), "a dry run touches nothing"
+    old = call(hubs, "POST", f"/downloads/cleanup/{pinned['id']}", {})
+    assert old.status_code == 400 and "not the last dry run" in old.json()["error"]
+    report = call(hubs, "POST", f"/downloads/cleanup/{plan['id']}", {}).json()
+    assert report["freed_bytes"] == plan["bytes_now"] and not Path(path).exists()
+    assert own.is_file(), "a file that the pack did not download stays"
+    assert call(hubs, "POST", f"/downloads/cleanup/{plan['id']}", {}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "because"),
+    [
+        ({}, "Give a limit"),
+        ({"cap_gb": -1}, "cap_gb must be a number"),
+        ({"cap_gb": "5"}, "cap_gb must be a number"),
+        ({"cap": 5}, "no field 'cap'"),
+        ([5], "Send a JSON object"),
+    ],
+)
+def test_a_clean_up_without_a_proper_limit_is_refused(hubs: Hubs, body: Any, because: str) -> None:
+    answer = call(hubs, "POST", "/downloads/cleanup", body)
+    assert answer.status_code == 400 and because in answer.json()["error"]
+
+
+def test_only_downloads_can_be_pinned_and_restored(hubs: Hubs) -> None:
+    own = hubs.host.base.models("loras") / "own.safetensors"
+    own.write_bytes(hubs.ink[:-1] + b"~")
+    for method, path, extra in (
+        ("PUT", "/downloads", {"pinned": True}),
+        ("POST", "/downloads/restore", {}),
+    ):
+        answer = call(hubs, method, path, {"path": str(own), **extra})
+        assert answer.status_code == 400 and "is not a file that the pack" in answer.json()["error"]
