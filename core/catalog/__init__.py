@@ -16,16 +16,21 @@ from .entries import (
     UnreadableFile,
 )
 from .families import (
+    MOST_BY_NAME,
     Detection,
     Family,
+    accelerator,
     all_families,
     detect_checkpoint,
     detect_lora,
+    detect_lora_name,
+    detect_model,
+    detect_name,
     family,
     family_of_base_model,
     family_of_comfy_class,
     lora_fit,
-    name_hint,
+    named_size,
     trained_size,
 )
 from .hashing import Hashes, Throttle
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     from .registry import Registry, VersionRecord
 
 __all__ = [
+    "MOST_BY_NAME",
     "BackgroundScan",
     "CachedFile",
     "Catalog",
@@ -69,14 +75,18 @@ __all__ = [
     "TriggerWord",
     "UnreadableFile",
     "VersionRecord",
+    "accelerator",
     "all_families",
     "detect_checkpoint",
     "detect_lora",
+    "detect_lora_name",
+    "detect_model",
+    "detect_name",
     "family",
     "family_of_base_model",
     "family_of_comfy_class",
     "lora_fit",
-    "name_hint",
+    "named_size",
     "read_header",
     "trained_size",
 ]

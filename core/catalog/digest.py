@@ -15,11 +15,11 @@ from pydantic_core import from_json
 
 from ..plan import FileRef
 from .entries import LoraEntry, ModelEntry, TagCount, TriggerWord
-from .families import UNKNOWN, detect_checkpoint, detect_lora
+from .families import UNKNOWN, detect_lora, detect_lora_name, detect_model
 from .headers import SafetensorsHeader
 from .text import plain_text, tag_key
 
-DIGEST_VERSION = 2
+DIGEST_VERSION = 3
 """Raised when `describe` or `describe_model` would say something else of the same header: stored
 digests of another version are made anew."""
 
@@ -69,7 +69,7 @@ def describe(header: SafetensorsHeader, file: FileRef) -> LoraEntry:
         file=file,
         title=_title(metadata, file.name),
         family=found.family,
-        variant=found.variant,
+        variant=found.variant or detect_lora_name(file.name),
         family_confidence=round(found.confidence, 3),
         evidence=found.evidence,
         trigger_words=tuple(_trigger_words(metadata, triggers)),
@@ -82,8 +82,9 @@ def describe(header: SafetensorsHeader, file: FileRef) -> LoraEntry:
 
 
 def describe_model(header: SafetensorsHeader, file: FileRef) -> ModelEntry:
-    """What the header of a checkpoint, diffusion model, text encoder or VAE says."""
-    found = detect_checkpoint(header)
+    """What the header of a checkpoint, diffusion model, text encoder or VAE says, and where it
+    leaves that open, the file's name."""
+    found = detect_model(header, file.name)
     if file.folder not in _WITH_FAMILY:
         found = found._replace(family=UNKNOWN, variant=None, confidence=0.0, evidence="")
     metadata = header.metadata

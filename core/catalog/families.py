@@ -1,4 +1,4 @@
-"""Which model family a file belongs to: by its tensors, then its header, never by its name.
+"""Which model family a file belongs to: by its tensors, then its header, then its name.
 
 The facts are rows of families.json and signatures.json; this module only reads them.
 """
@@ -16,6 +16,8 @@ from ..errors import PlanError
 from .headers import SafetensorsHeader, TensorInfo
 
 UNKNOWN = "unknown"
+MOST_BY_NAME = 0.4
+"""The highest confidence that a name alone gives."""
 
 _FIELD_CHARS = 4_000  # of a header field: a merge recipe can be a megabyte
 
@@ -39,9 +41,13 @@ class Family(NamedTuple):
     header_names: tuple[str, ...]
     """Regular expressions for how headers (modelspec, kohya, ai-toolkit) name it, searched in
     the lower-case text, as it is and with its words set apart at `_` and capitals."""
+    names: tuple[str, ...]
+    """More regular expressions, looser ones, for names of files and repositories."""
     latent_channels: int
     text_encoder_type: str
     """Member of ComfyUI's comfy.sd.CLIPType, in lower case, for text encoders loaded apart."""
+    text_encoders: tuple[str, ...]
+    """The text encoders that it was trained with."""
     source: str
 
 
@@ -52,9 +58,13 @@ class Detection(NamedTuple):
     variant: str | None
     confidence: float
     """In [0, 1], of the family: above 0.9 the tensors leave no doubt; about 0.75 the tensors say
-    the architecture but not which of its families; below 0.6 only a header says so."""
+    the architecture but not which of its families; 0.7 the name chose among those; below 0.6 only
+    a header says so, from 0.4 down only the name."""
     evidence: str
     """One sentence part for people."""
+    nearest: str | None = None
+    """Of an unknown family: the one whose tensors look most like these, for figures to start from.
+    Neither its LoRAs nor its text encoders fit."""
 
 
 # --------------------------------------------------------------------------- the table
@@ -163,10 +173,79 @@ def detect_checkpoint(header: SafetensorsHeader) -> Detection:
         return Detection(UNKNOWN, None, 0.9, "it holds LoRA weights, not a model")
     model = _Names(_without_prefix(header.tensors), _weight_features)
     detection = _settle(_first_match("checkpoint", model), _claims("checkpoint", header.metadata))
+    if detection.family == UNKNOWN and (like := _first_match("resembles", model)):
+        evidence = f"{detection.evidence}; nearest are those of {like.family}: {like.says}"
+        detection = detection._replace(evidence=evidence, nearest=like.family)
     variant = _tensor_variant(detection.family, model, header) or _said_variant(
         "checkpoint", detection.family, header.metadata
     )
     return _with_variant(detection, variant)
+
+
+def detect_model(header: SafetensorsHeader, name: str) -> Detection:
+    """`detect_checkpoint`, with the name of the file where tensors and header leave it open.
+
+    The name chooses among the families that a header could have chosen among (Pony, Illustrious
+    and NoobAI have SDXL's tensors), gives the variant that nothing in the file tells, and stands
+    alone where the tensors are those of no family.
+    """
+    found = detect_checkpoint(header)
+    said = detect_name(name)
+    if found.family == UNKNOWN and found.confidence == 0.0 and found.variant is None:
+        return said if said.confidence >= _NAMED else found
+    if said.family in _told_by_header(found.family) and "; its header:" not in found.evidence:
+        evidence = f"{found.evidence}; its name: {_short(Path(name).name)}"
+        found = found._replace(family=said.family, confidence=_BY_NAME, evidence=evidence)
+    if found.variant is None and found.family != UNKNOWN:
+        return _with_variant(found, _named_variant(found.family, name))
+    return found
+
+
+def detect_name(name: str) -> Detection:
+    """What the name of a file, a repository or a diffusers pipeline suggests, for want of better.
+
+    Of several families that it names the more exact one counts, then the one named at most
+    length. Confidence is at most 0.4. A file name that names none and bears no mark of later
+    years (fp8, gguf, turbo ...) is taken for SD 1.5, which most such files are, at 0.2.
+    """
+    text = name[:_FIELD_CHARS]
+    named = {id: length for id, length in _named_families(text).items() if length}
+    exact = [id for id in named if not any(id in family(other).ancestors for other in named)]
+    if UNKNOWN in named:  # a decoder, whatever it decodes
+        return Detection(
+            UNKNOWN, None, MOST_BY_NAME, f"by its name it makes no image: {_short(text)}"
+        )
+    if not exact:
+        return _unnamed(text)
+    id = max(exact, key=lambda one: named[one])
+    confidence = MOST_BY_NAME if len(exact) == 1 else _NAMED
+    found = Detection(id, None, confidence, f"only its name says so: {_short(text)}")
+    return _with_variant(found, _named_variant(id, text))
+
+
+def _unnamed(name: str) -> Detection:
+    row = _data("signatures.json")["unmarked_names"]
+    if not name or re.search(row["marks"], _plain(name)):
+        variant = _named_variant(UNKNOWN, name) if name else None
+        nothing = Detection(UNKNOWN, None, 0.0, f"its name says nothing: {_short(name)}")
+        return _with_variant(nothing, variant)
+    found = Detection(row["family"], None, row["confidence"], f"{row['is']}: {_short(name)}")
+    return _with_variant(found, _named_variant(row["family"], name))
+
+
+def detect_lora_name(name: str) -> str | None:
+    """The variant that the name of a LoRA's file suggests, such as lightning; None for none."""
+    stem = name.replace("\\", "/").rpartition("/")[2]
+    return next(iter(_variants_in(_plain(stem), "lora", None)), None)
+
+
+def accelerator(name: str, variant: str | None) -> str | None:
+    """What a LoRA does to sampling: its variant, with the steps that its file's name tells.
+
+    `lightning 4` for `Qwen-Image-Lightning-4steps-V1.0.safetensors`; None for a plain LoRA.
+    """
+    steps = _STEPS.search(_plain(name))
+    return f"{variant} {steps[1]}" if variant and steps else variant
 
 
 def detect_lora(header: SafetensorsHeader) -> Detection:
@@ -197,15 +276,19 @@ def trained_size(header: SafetensorsHeader) -> tuple[int, int] | None:
     return (width, height) if all(64 <= side <= 8192 for side in (width, height)) else None
 
 
+def named_size(name: str) -> tuple[int, int] | None:
+    """Width and height in pixels that a file's name says: `512x512`, `256px`; None for none."""
+    for match in _NAMED_SIZE.finditer(name.lower()):
+        width = int(match[1] or match[3])
+        height = int(match[2] or match[3])
+        if all(128 <= side <= 4096 for side in (width, height)):
+            return width, height
+    return None
+
+
 def has_lora_weights(header: SafetensorsHeader) -> bool:
     """Whether any tensor is part of a LoRA (LoCon, LoHa, LoKr, DoRA, OFT, GLoRA, difference)."""
     return _LORA_MARK.search("\n".join(header.tensors)) is not None
-
-
-def name_hint(file_name: str) -> str | None:
-    """The variant that a file's name suggests, for a warning only: names do not decide."""
-    stem = Path(file_name.replace("\\", "/")).stem
-    return next(iter(_variants_in(_plain(stem), "checkpoint", None)), None)
 
 
 class _Signature(NamedTuple):
@@ -284,6 +367,7 @@ def _weight_features(tensors: Mapping[str, TensorInfo], key: str) -> tuple[int, 
     return (shape[1], shape[0]) if key.endswith(".weight") and len(shape) >= 2 else None
 
 
+_NAMED_SIZE = re.compile(r"(?<!\d)(?:(\d{3,4})x(\d{3,4})|(\d{3,4})px)(?!\w)")
 _SIZE = re.compile(r"\s*(\d{2,4})\s*x\s*(\d{2,4})\s*", re.IGNORECASE)
 _LORA_MARK = re.compile(
     r"\.lora_(?:down|up|mid|A|B)\b|\.lora\.(?:down|up)\.|_lora\d?\.(?:down|up)\.|lora_linear_layer"
@@ -338,6 +422,11 @@ def _product(
     if whole:
         return whole[0], whole[1]
     return (a[0], b[1]) if a and b else None
+
+
+_BY_NAME = 0.7
+_NAMED = 0.3  # the name itself says a family
+_STEPS = re.compile(r"(?<!\d)(\d{1,2})[ -]?steps?(?![a-z])")
 
 
 def _without_prefix(tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
@@ -433,6 +522,37 @@ def _settle(found: _Signature | None, claims: Mapping[str, str]) -> Detection:
     return Detection(found.family, None, found.confidence, evidence)
 
 
+@cache
+def _told_by_header(family: str) -> frozenset[str]:
+    rows = (row for row in _signatures("checkpoint") if row.family == family)
+    return frozenset(id for row in rows for id in row.header_chooses)
+
+
+@lru_cache(4_096)
+def _named_families(name: str) -> Mapping[str, int]:
+    """Characters that name each family, 0 for none."""
+    texts = {name.lower(), _plain(name)}
+    return {
+        id: max((len(hit[0]) for text in texts for hit in pattern.finditer(text)), default=0)
+        for id, pattern in _name_patterns()
+    }
+
+
+@cache
+def _name_patterns() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    return tuple(
+        (row.id, re.compile("|".join((*row.header_names, *row.names))))
+        for row in all_families().values()
+        if row.header_names or row.names
+    )
+
+
+def _named_variant(model: str, name: str) -> tuple[str, str] | None:
+    stem = name.replace("\\", "/").rpartition("/")[2]
+    found = _variants_in(_plain(stem), "name", model)
+    return (found[0], f"its name, {_short(stem)}") if found else None
+
+
 def _claims(kind: str, metadata: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in _fields("family", kind):
@@ -496,11 +616,11 @@ def _variant_words(kind: str) -> tuple[tuple[str, re.Pattern[str], frozenset[str
     return tuple(
         (
             row["variant"],
-            re.compile(row[kind]),
+            re.compile(pattern),
             frozenset(row["families"]) if "families" in row else None,
         )
         for row in _data("signatures.json")["variants"]["words"]
-        if kind in row
+        if (pattern := row.get(kind, row.get("checkpoint") if kind == "name" else None))
     )
 
 

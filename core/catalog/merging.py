@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 from ..hubs.entries import MinedSettings, RemoteVersion
 from .digest import MAX_TAGS, MAX_TRIGGER_WORDS, generic_tags, weight_in_words
 from .entries import LoraEntry, ModelEntry, TagCount, TriggerWord
-from .families import UNKNOWN, family, family_of_base_model
+from .families import MOST_BY_NAME, UNKNOWN, family, family_of_base_model
 from .sidecars import SidecarFacts
 from .text import tag_key
 
@@ -52,7 +52,7 @@ def merge(entry: Entry, said: Said) -> Entry:
     another tool; the author's, in the header or in words on a hub; the median of CivitAI's
     sample images, from three on. The family is the header's and tensors'; a hub only chooses
     among the families of one architecture where these leave it open, or names one where they
-    name none.
+    name none; it comes before the file's name.
     """
     first = said.versions[0] if said.versions else None
     sidecar = said.sidecar
@@ -98,7 +98,8 @@ def _with_family(entry: Entry, names: Iterable[str], ids: Iterable[str]) -> Entr
     told = next((id for id in known if id != UNKNOWN), UNKNOWN)
     if told in (UNKNOWN, entry.family):
         return entry
-    if entry.family == UNKNOWN and entry.family_confidence < _SURE_FAMILY:
+    guessed = entry.family == UNKNOWN and entry.family_confidence < _SURE_FAMILY
+    if guessed or entry.family_confidence <= MOST_BY_NAME:
         evidence = f"{entry.evidence}; a hub says {family(told).name}"
         return entry._replace(family=told, family_confidence=0.5, evidence=evidence)
     same = family(told).architecture == family(entry.family).architecture

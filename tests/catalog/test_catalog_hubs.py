@@ -323,6 +323,8 @@ class TestMerging:
             ("illustrious", 0.9, "pony", "illustrious"),  # the header chose
             ("sd15", 0.5, "sdxl", "sd15"),  # only the header says so, but it does
             ("unknown", 0.0, "wan", "wan"),
+            ("pony", 0.7, "illustrious", "illustrious"),  # the file's name chose: a hub knows more
+            ("flux-dev", 0.4, "wan", "wan"),  # only the file's name says so
             ("sdxl", 0.75, "unknown", "sdxl"),
         ],
     )

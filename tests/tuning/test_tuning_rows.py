@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from intelligent_generation.core.plan import SamplingPlan
 from intelligent_generation.core.tuning import rows
-from intelligent_generation.core.tuning.rows import DOMAINS, FIELDS, resolve
+from intelligent_generation.core.tuning.rows import DOMAINS, FIELDS, Task, resolve
 
 FOLDER = Path(rows.__file__).parent
 TABLE = json.loads((FOLDER / "sampling.json").read_text(encoding="utf-8"))
-FAMILIES = [r["family"] for r in TABLE["rows"] if "variant" not in r]
+FAMILIES = [r["family"] for r in TABLE["rows"] if "variant" not in r and r["family"] != "any"]
 VARIANTS = [(r["family"], r["variant"]) for r in TABLE["rows"] if "variant" in r]
 MODELS = [(f, None) for f in FAMILIES] + [(f, v) for f, v in VARIANTS if f != "any"]
 SITUATIONS = [dict(zip(DOMAINS, v, strict=True)) for v in itertools.product(*DOMAINS.values())]
@@ -33,9 +33,9 @@ def test_every_row_is_unique_sourced_and_spelled_right():
         assert len(row["source"]) > 10
         assert 0 < row["confidence"] <= 0.9
         known = {"family", "variant", "like", "title", "multiple", "takes", "distilled"}
-        assert set(row) <= known | {"confidence", "source", *FIELDS}
+        assert set(row) <= known | {"confidence", "source", "sigmas", *FIELDS}
         assert set(row.get("takes", ())) <= {"clip_skip", "guidance", "shift"}
-        assert row.get("like") in {None, *FAMILIES}
+        assert row.get("like") in {None, "any", *FAMILIES}
         for field in FIELDS:
             if isinstance(row.get(field), str):
                 assert row[field] in TABLE["tables"]
@@ -71,16 +71,20 @@ def test_every_row_answers_every_situation_within_the_plans_limits(
 
 
 @pytest.mark.parametrize(("family", "variant"), MODELS)
-def test_quality_never_takes_fewer_steps_than_speed(family: str, variant: str | None):
-    steps = resolve(family, variant, ())[0].choices["steps"]
+@pytest.mark.parametrize("task", get_args(Task))
+def test_quality_never_takes_fewer_steps_than_speed(family: str, variant: str | None, task: Task):
+    steps = resolve(family, variant, (), task=task)[0].choices["steps"]
     for situation in SITUATIONS:
         counts = [steps.rule({**situation, "priority": p}).value for p in STEPS_ORDER]
         assert counts == sorted(counts)
 
 
 @pytest.mark.parametrize(("family", "variant"), MODELS)
-def test_every_row_ends_in_a_sampler_that_every_comfyui_has(family: str, variant: str | None):
-    for pairs in values_of(resolve(family, variant, ())[0], "samplers"):
+@pytest.mark.parametrize("task", get_args(Task))
+def test_every_row_ends_in_a_sampler_that_every_comfyui_has(
+    family: str, variant: str | None, task: Task
+):
+    for pairs in values_of(resolve(family, variant, (), task=task)[0], "samplers"):
         assert any(sampler in ("euler", "ddim", "uni_pc") for sampler, _ in pairs)
         assert all(len(pair) == 2 for pair in pairs)
 
