@@ -15,6 +15,9 @@ from .sockets import (
 )
 
 AUTO = "auto"
+NO_LIMIT = 0.0
+GIB = 1024**3
+TASKS = {"text to image": "t2i", "edit": "edit", "refine": "refine"}
 
 
 class ParameterOptimizer(io.ComfyNode):
@@ -35,9 +38,10 @@ class ParameterOptimizer(io.ComfyNode):
                 model_info_input(),
                 io.Combo.Input(
                     "priority",
-                    options=["SPEED", "BALANCED", "QUALITY"],
+                    options=["SPEED", "BALANCED", "QUALITY", "MEMORY"],
                     default="BALANCED",
-                    tooltip="SPEED: fewer steps. QUALITY: more steps.",
+                    tooltip="SPEED: fewer steps. QUALITY: more steps, and a second pass where it "
+                    "helps. MEMORY: as BALANCED, with the least memory.",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=4096, tooltip="Images made at once."
@@ -82,6 +86,40 @@ class ParameterOptimizer(io.ComfyNode):
                     optional=True,
                     tooltip="So that Lightning, Turbo, LCM and Hyper LoRAs change steps and CFG.",
                 ),
+                io.Combo.Input(
+                    "task",
+                    options=list(TASKS),
+                    default="text to image",
+                    optional=True,
+                    tooltip="edit: also inpainting and control. refine: a second pass over an "
+                    "image. Experts sample these otherwise.",
+                ),
+                io.Float.Input(
+                    "max_seconds",
+                    default=NO_LIMIT,
+                    min=0.0,
+                    max=1e6,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Predicted time a run may take, loading not counted. 0: no limit.",
+                ),
+                io.Float.Input(
+                    "max_vram_gb",
+                    default=NO_LIMIT,
+                    min=0.0,
+                    max=4096.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Predicted peak of VRAM in GiB (of RAM on a processor). 0: no limit.",
+                ),
+                io.Combo.Input(
+                    "second_pass",
+                    options=["auto", "on", "off"],
+                    default="auto",
+                    optional=True,
+                    tooltip="Scale the image up and sample it once more. auto: where priority "
+                    "QUALITY and the prompt ask for it, and the limits allow it.",
+                ),
             ],
             outputs=[
                 SamplingPlanSocket.Output("sampling_plan", display_name="sampling plan"),
@@ -103,14 +141,36 @@ class ParameterOptimizer(io.ComfyNode):
                     "shift_out", display_name="shift", tooltip="0 where the model's own is kept."
                 ),
                 io.String.Output("explanation", display_name="explanation"),
+                io.Int.Output(
+                    "clip_skip_out",
+                    display_name="clip skip",
+                    tooltip="As people count it: 1 is the last layer. 0 where the model's own is "
+                    "kept.",
+                ),
+                io.Float.Output(
+                    "estimated_seconds",
+                    display_name="estimated seconds",
+                    tooltip="Predicted time, loading not counted.",
+                ),
+                io.Float.Output(
+                    "estimated_vram_gb",
+                    display_name="estimated VRAM",
+                    tooltip="Predicted peak in GiB; of RAM on a processor.",
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> str:
+    def fingerprint_inputs(
+        cls, max_seconds: float | None = NO_LIMIT, max_vram_gb: float | None = NO_LIMIT, **_: Any
+    ) -> str:
         from ..core.services import services
 
-        return services().learning_revision()
+        learned = services().learning_revision()
+        if (max_seconds, max_vram_gb) == (NO_LIMIT, NO_LIMIT):
+            return learned
+        # None: wired in. A limit that was kept by a wrong prediction is looked at again.
+        return f"{learned}, {services().cost_revision()}"
 
     @classmethod
     def execute(
@@ -129,9 +189,13 @@ class ParameterOptimizer(io.ComfyNode):
         guidance: float,
         shift: float,
         lora_plan=None,
+        task: str = "text to image",
+        max_seconds: float = NO_LIMIT,
+        max_vram_gb: float = NO_LIMIT,
+        second_pass: str = "auto",
     ) -> io.NodeOutput:
         from ..core.services import services
-        from ..core.tuning import SamplingOverrides
+        from ..core.tuning import Limits, SamplingOverrides, report
 
         plan = services().optimize(
             analysis,
@@ -139,6 +203,12 @@ class ParameterOptimizer(io.ComfyNode):
             priority=priority,
             batch_size=batch_size,
             lora_plan=lora_plan,
+            task=TASKS[task],
+            limits=Limits(
+                seconds=max_seconds or None,
+                memory_bytes=round(max_vram_gb * GIB) or None,
+            ),
+            second_pass=second_pass,
             overrides=SamplingOverrides(
                 steps=steps or None,
                 cfg=None if cfg < 0 else cfg,
@@ -162,5 +232,8 @@ class ParameterOptimizer(io.ComfyNode):
             plan.batch_size,
             plan.guidance or 0.0,
             plan.shift or 0.0,
-            "\n".join(f"{r.field} = {r.value}: {r.text}" for r in plan.reasons),
+            report(plan),
+            plan.clip_skip or 0,
+            plan.estimate.seconds if plan.estimate else 0.0,
+            plan.estimate.memory_bytes / GIB if plan.estimate else 0.0,
         )

@@ -5,17 +5,26 @@ Loaded when first used, as the database is heavy to import.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ratings import NOT_RATED, Rating, RatingResult, rating_of, record_rating, revision
+    from .settings import rated_settings
 
-__all__ = ["NOT_RATED", "Rating", "RatingResult", "rating_of", "record_rating", "revision"]
+__all__ = [
+    "NOT_RATED",
+    "Rating",
+    "RatingResult",
+    "rated_settings",
+    "rating_of",
+    "record_rating",
+    "revision",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from . import ratings
-
-        return getattr(ratings, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = "settings" if name == "rated_settings" else "ratings"
+    return getattr(import_module(f".{home}", __name__), name)

@@ -249,6 +249,49 @@ class RatingRow(Base):
     any rating, whoever writes at the same moment."""
 
 
+class RunCostRow(Base):
+    """What one run cost, for predicting the next. Times in seconds, memory in bytes."""
+
+    __tablename__ = "run_costs"
+
+    generation_id: Mapped[str] = mapped_column(ForeignKey(GenerationRow.id), primary_key=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+    machine: Mapped[str] = mapped_column(String(255), index=True)
+    """`MachineSpeedRow.machine`."""
+    model: Mapped[str] = mapped_column(String(255), index=True)
+    """Family, parameters and data type."""
+    configuration: Mapped[str] = mapped_column(String(255))
+    """Sizes, batch, guidance and memory strategy."""
+    pixels: Mapped[int] = mapped_column(BigInteger)
+    worked_out_sampling: Mapped[float] = mapped_column(Float(53))
+    """From sizes and the machine's speed alone, as the other `worked_out` columns."""
+    worked_out_other: Mapped[float] = mapped_column(Float(53))
+    worked_out_weights: Mapped[int] = mapped_column(BigInteger)
+    worked_out_working: Mapped[int] = mapped_column(BigInteger)
+    sampling_seconds: Mapped[float] = mapped_column(Float(53))
+    other_seconds: Mapped[float] = mapped_column(Float(53))
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """None where the peak cannot be read."""
+    predicted_seconds: Mapped[float] = mapped_column(Float(53))
+
+
+class MachineSpeedRow(Base):
+    """What a short benchmark measured, once for each machine and data type."""
+
+    __tablename__ = "machine_speeds"
+
+    machine: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """Device, its threads, and torch's version."""
+    dtype: Mapped[str] = mapped_column(String(32), primary_key=True)
+    """As weights are stored; what is computed in follows from it on one machine."""
+    flops: Mapped[float] = mapped_column(Float(53))
+    """Operations a second."""
+    bandwidth: Mapped[float] = mapped_column(Float(53))
+    """Bytes a second."""
+    value_bytes: Mapped[int]
+    """Of one value in the data type that is computed in."""
+
+
 class SaveIntent(Base):
     """A save under way: what a crash between the images and their record leaves behind."""
 

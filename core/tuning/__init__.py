@@ -1,7 +1,46 @@
-"""PromptAnalysis + ModelInfo -> SamplingPlan, from a sourced table of model families."""
+"""PromptAnalysis + ModelInfo -> SamplingPlan, from a sourced table of model families, and what
+runs cost.
+
+What keeps costs needs the database and is loaded when first used.
+"""
 
 from __future__ import annotations
 
-from .optimizer import SamplingOverrides, optimize
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["SamplingOverrides", "optimize"]
+from .candidates import Limits, RatedSettings
+from .cost import Costs, Measured, Speed, Work, model_key, work_of
+from .optimizer import NO_LIMITS, SamplingOverrides, optimize
+from .passes import SecondPassWish
+from .report import front_table, report
+
+if TYPE_CHECKING:
+    from .runs import add_run, cost_revision, machine_speed, measured_runs
+
+__all__ = [
+    "NO_LIMITS",
+    "Costs",
+    "Limits",
+    "Measured",
+    "RatedSettings",
+    "SamplingOverrides",
+    "SecondPassWish",
+    "Speed",
+    "Work",
+    "add_run",
+    "cost_revision",
+    "front_table",
+    "machine_speed",
+    "measured_runs",
+    "model_key",
+    "optimize",
+    "report",
+    "work_of",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".runs", __name__), name)

@@ -1,7 +1,9 @@
 """Chooses how to sample: PromptAnalysis + ModelInfo -> SamplingPlan.
 
-Every figure comes from sampling.json; this module only reads its rules, honours the user's own
-values, and says why.
+Every figure comes from sampling.json and published.json; this module reads their rules, honours
+the user's own values, and says why. Where costs are known it also weighs the plans around the one
+that the rules give (candidates.py): a limit of time or memory, the priority MEMORY, or ratings may
+choose one of those.
 
 Where the requirements for SD 1.5 and SDXL contradict themselves, these hold:
 
@@ -22,13 +24,34 @@ Where the requirements for SD 1.5 and SDXL contradict themselves, these hold:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import HostError, SettingError
-from ..plan import ModelInfo, Notice, Priority, PromptAnalysis, Reason, SamplingPlan
+from ..plan import (
+    Estimate,
+    ModelInfo,
+    Notice,
+    Priority,
+    PromptAnalysis,
+    Reason,
+    SamplingPlan,
+    SecondPass,
+)
 from .aspects import nearest_size, wanted_aspect
-from .rows import Choice, Row, Situation, resolve
+from .candidates import (
+    Found,
+    Limits,
+    RatedSettings,
+    Settings,
+    Space,
+    pairs_of,
+    search,
+    shown,
+)
+from .cost import Cost, Work
+from .passes import SecondPassWish, second_pass, second_pass_share
+from .rows import Choice, Row, Situation, Table, Task, resolve
 
 _LOW_FAMILY_CONFIDENCE = 0.5
 _FALLBACK_CONFIDENCE = 0.9
@@ -63,6 +86,8 @@ class SamplingOverrides(NamedTuple):
     """Flow-matching time shift, above 0 to 100."""
 
 
+NO_LIMITS = Limits()
+_GIB = 1024**3
 _SAME_SIZE = 0.1
 """A trained size whose sides differ less than this share from the family's own changes nothing."""
 _FINEST_STEP = 16
@@ -93,10 +118,17 @@ def optimize(
     *,
     samplers: Collection[str],
     schedulers: Collection[str],
+    sigma_nodes: Collection[str] = (),
     priority: Priority = "BALANCED",
     overrides: SamplingOverrides = SamplingOverrides(),  # noqa: B008 (immutable)
     batch_size: int = 1,
     accelerators: Sequence[str] = (),
+    task: Task = "t2i",
+    wish: SecondPassWish = "auto",
+    costs: Callable[[Work], Cost] | None = None,
+    limits: Limits = NO_LIMITS,
+    ratings: Sequence[RatedSettings] = (),
+    table: Table | None = None,
 ) -> SamplingPlan:
     """The sampling plan for a prompt on a model. Pure: the same input gives the same plan.
 
@@ -104,27 +136,47 @@ def optimize(
         samplers: names the host's KSampler takes; a row's sampler that is not among them gives
             way to the row's next one, with a notice.
         schedulers: likewise for schedulers.
-        priority: SPEED and QUALITY take the family's shorter and longer runs.
+        sigma_nodes: scheduler nodes that the host has; a row's own is used where it is among
+            them and the user sets neither sampler nor scheduler.
+        priority: SPEED and QUALITY take the family's shorter and longer runs; MEMORY takes
+            BALANCED's, and of the plans that experts would count as the same, the one that needs
+            the least memory.
         overrides: the user's own values; they beat every chosen one.
         batch_size: images a run, 1 to 4096; taken as it is.
         accelerators: variants of the planned LoRAs that accelerate (lightning, turbo, lcm,
-            hyper, dmd); the first one decides.
+            hyper, dmd); the first one decides. With the steps that it was made for where those
+            are known: `lightning 4`.
+        task: what the model is to do; experts sample an edit otherwise than a new image.
+        wish: whether to plan a second pass; `auto` does where quality asks for it (passes.py).
+        costs: what a run takes on this machine. None: the plan has no estimate and no front.
+        limits: hard; where no plan keeps them, the one that breaks them least is taken, with a
+            notice of level `error` that says what gives. They need `costs`.
+        ratings: of earlier images of this model, style and priority.
+        table: other rows than those of this pack, to measure them.
 
     Raises:
-        SettingError: an override that is out of range, not in the host's lists, or a setting
-            that this family of models does not have.
+        SettingError: an override or limit that is out of range, not in the host's lists, or a
+            setting that this family of models does not have.
         HostError: the host has none of the samplers that the family's row names.
     """
     _check_ranges(overrides, batch_size)
+    _check_limits(limits)
     _check_name("sampler", overrides.sampler, samplers)
     _check_name("scheduler", overrides.scheduler, schedulers)
-    row, row_notices = resolve(model.family, model.variant, accelerators)
+    row, row_notices = resolve(
+        model.family,
+        model.variant,
+        accelerators,
+        nearest=model.nearest,
+        task=task,
+        table=table,
+    )
     _check_taken(row, overrides)
 
     decide = _Decider(
         row,
         {
-            "priority": priority,
+            "priority": "BALANCED" if priority == "MEMORY" else priority,
             "complexity": analysis.complexity_band,
             "style": analysis.intent.style,
             "content": analysis.intent.content,
@@ -134,32 +186,60 @@ def optimize(
     steps, cfg = decide.value("steps"), decide.value("cfg")
     sampler, scheduler, fell_back = decide.sampler(samplers, schedulers)
     width, height = decide.size(analysis, model.trained_size)
+    anchor = Settings(steps, cfg, sampler, scheduler, width, height, None)
+    again, why = second_pass(
+        anchor,
+        model,
+        wish=wish,
+        priority=priority,
+        quality=analysis.intent.quality,
+        native_pixels=decide.native_pixels,
+        task=task,
+        accelerators=accelerators,
+        samplers=samplers,
+        schedulers=schedulers,
+        table=table,
+    )
+    if again is not None:
+        decide.second_pass(again, why)
+        anchor = anchor._replace(second=again)
     plan = SamplingPlan(
         steps=steps,
         cfg=cfg,
         sampler=sampler,
         scheduler=scheduler,
+        sigmas=decide.sigmas(sigma_nodes),
         width=width,
         height=height,
         batch_size=batch_size,
         clip_skip=decide.value("clip_skip"),
         guidance=decide.value("guidance"),
         shift=decide.value("shift"),
+        second_pass=again,
         priority=priority,
+        max_seconds=limits.seconds,
+        max_memory_bytes=limits.memory_bytes,
         strategy=f"{row.label} + {priority}",
         confidence=round(
             row.confidence * model.family_confidence * (_FALLBACK_CONFIDENCE if fell_back else 1),
             3,
         ),
-        reasons=tuple(decide.reasons),
     )
+    if costs is not None:
+        space = decide.space(anchor, analysis, samplers, schedulers)
+        if again is not None:
+            space = space._replace(second_pass_share=second_pass_share(model.family, table))
+        found = search(
+            space, costs, batch=batch_size, priority=priority, limits=limits, ratings=ratings
+        )
+        plan = decide.found(plan, found, limits)
     notices = (
         *_family_notices(model),
         *row_notices,
         *decide.notices,
         *_plan_notices(plan, row, decide.native_pixels, analysis),
     )
-    return plan.model_copy(update={"notices": notices})
+    return plan.model_copy(update={"reasons": tuple(decide.reasons), "notices": notices})
 
 
 class _Decider:
@@ -218,6 +298,20 @@ class _Decider:
                 self._by_row(field, chosen[place], choice, lambda v, place=place: v[0][place])
         return *chosen, fell_back
 
+    def sigmas(self, sigma_nodes: Collection[str]) -> str | None:
+        """The scheduler node of the family's own graph, where the host has it."""
+        own = self.overrides.sampler, self.overrides.scheduler
+        name = self.row.sigmas
+        if name is None or own != (None, None) or name not in sigma_nodes:
+            return None
+        text = (
+            f"The steps are spaced by {name}, as in the own graph of {self.row.title}; a KSampler "
+            "comes nearest to it with the scheduler named here. A sampler or scheduler of your own "
+            "turns it off."
+        )
+        self._reason("sigmas", name, "family", text)
+        return name
+
     def size(self, analysis: PromptAnalysis, trained: tuple[int, int] | None) -> tuple[int, int]:
         """(width, height) in pixels."""
         choice = self.row.choices["sizes"]
@@ -254,6 +348,117 @@ class _Decider:
             )
             self._reason("resolution", _shape((width, height)), "family", text)
         return width, height
+
+    def second_pass(self, planned: SecondPass, why: str) -> None:
+        """Say that there is one, and why."""
+        shown_pass = f"{_shape((planned.width, planned.height))}, {planned.steps} steps"
+        self._reason("second pass", shown_pass, "priority", why)
+
+    def space(
+        self,
+        anchor: Settings,
+        analysis: PromptAnalysis,
+        samplers: Collection[str],
+        schedulers: Collection[str],
+    ) -> Space:
+        """What may be varied around the chosen values."""
+        choice = self.row.choices["steps"]
+        own = self.overrides
+        fixed = {
+            "steps": own.steps is not None,
+            "cfg": own.cfg is not None,
+            # A scheduler node of its own takes no other sampler's figures.
+            "pair": (own.sampler, own.scheduler) != (None, None) or self.row.sigmas is not None,
+            "size": (own.width, own.height) != (None, None),
+        }
+        at = {p: {**self.situation, "priority": p} for p in ("SPEED", "BALANCED", "QUALITY")}
+        pairs = pairs_of(
+            self.row.published.get("samplers", ()),
+            self.row.choices["samplers"].rule(self.situation).value,
+            anchor.pair,
+            samplers,
+            schedulers,
+        )
+        aspect = wanted_aspect(analysis)
+        return Space(
+            anchor=anchor,
+            steps=tuple(choice.rule(situation).value for situation in at.values()),
+            # What the requirements settle, and what an accelerating LoRA brings, experts'
+            # figures for the plain family say nothing about.
+            published_steps=()
+            if choice.settled or choice.by_lora
+            else self.row.published.get("steps", ()),
+            needed_steps=min(anchor.steps, choice.rule(at["BALANCED"]).value),
+            distilled=self.row.distilled,
+            pairs=() if fixed["pair"] else pairs,
+            aspect=None if aspect is None or fixed["size"] else aspect.ratio,
+            multiple=self.row.multiple,
+            fixed=frozenset(name for name, is_fixed in fixed.items() if is_fixed),
+        )
+
+    def found(self, plan: SamplingPlan, found: Found, limits: Limits) -> SamplingPlan:
+        """The plan with the chosen candidate's values, its estimate and the front."""
+        chosen, anchor = found.chosen, found.anchor
+        settings = chosen.settings
+        cost = chosen.cost
+        self._by_candidate(found, limits)
+        self._reason("time", f"{cost.seconds:.1f} s", "machine", _basis(cost))
+        self._reason(
+            "memory",
+            f"{cost.memory_bytes / _GIB:.1f} GiB",
+            "machine",
+            "the peak on the device that samples, weights included.",
+        )
+        if not found.feasible:
+            self.notices.append(_limits_broken(found, limits))
+        changed = settings.pair != anchor.settings.pair
+        return plan.model_copy(
+            update={
+                "steps": settings.steps,
+                "cfg": settings.cfg,
+                "sampler": settings.sampler,
+                "scheduler": settings.scheduler,
+                "sigmas": None if changed else plan.sigmas,
+                "width": settings.width,
+                "height": settings.height,
+                "second_pass": settings.second,
+                "estimate": Estimate(
+                    quality=round(chosen.quality, 3),
+                    fidelity=round(chosen.fidelity, 3),
+                    seconds=round(cost.seconds, 3),
+                    memory_bytes=cost.memory_bytes,
+                    runs=cost.runs,
+                    error=None if cost.error is None else round(cost.error, 3),
+                ),
+                "front": shown(found),
+            }
+        )
+
+    def _by_candidate(self, found: Found, limits: Limits) -> None:
+        """Put the chosen candidate's values in place of the anchor's among the reasons."""
+        chosen, anchor = found.chosen.settings, found.anchor.settings
+        if chosen == anchor:
+            return
+        source, because = _why_another(found, limits)
+        fields = {
+            "steps": (chosen.steps, anchor.steps),
+            "cfg": (chosen.cfg, anchor.cfg),
+            "sampler": (chosen.sampler, anchor.sampler),
+            "scheduler": (chosen.scheduler, anchor.scheduler),
+            "resolution": (
+                _shape((chosen.width, chosen.height)),
+                _shape((anchor.width, anchor.height)),
+            ),
+            "second pass": (_pass_shown(chosen.second), _pass_shown(anchor.second)),
+        }
+        for field, (value, before) in fields.items():
+            if value == before:
+                continue
+            new, old = (v if isinstance(v, str) else _number(v) for v in (value, before))
+            text = f"{_NAMES.get(field, field)} {new} in place of {old}: {because}."
+            place = next(i for i, reason in enumerate(self.reasons) if reason.field == field)
+            self._reason(field, new, source, text)
+            self.reasons[place] = self.reasons.pop()
 
     def _rounded(self, side: int | None, ratio: float) -> int:
         # The other side of a size of which the user gave one, in the family's multiples.
@@ -328,6 +533,13 @@ def _check_ranges(overrides: SamplingOverrides, batch_size: int) -> None:
         raise SettingError(f"batch_size is {batch_size}; it goes from 1 to 4096.")
 
 
+def _check_limits(limits: Limits) -> None:
+    for field, value in limits._asdict().items():
+        # Written so that NaN fails too.
+        if value is not None and not 0 < value < math.inf:
+            raise SettingError(f"The limit of {field} is {value}; it must be above 0.")
+
+
 def _check_name(field: str, name: str | None, known: Collection[str]) -> None:
     if name is not None and name not in known:
         raise SettingError(
@@ -360,6 +572,27 @@ def _family_notices(model: ModelInfo) -> list[Notice]:
             "steps, CFG, sampler and size by its model card.",
         )
     ]
+
+
+def _limits_broken(found: Found, limits: Limits) -> Notice:
+    chosen, settings = found.chosen, found.chosen.settings
+    over = []
+    advice = []
+    if limits.seconds is not None and chosen.cost.seconds > limits.seconds:
+        over.append(f"{chosen.cost.seconds:.1f} s of {limits.seconds:g} s")
+        advice.append(f"max_seconds to {math.ceil(chosen.cost.seconds)}")
+    if limits.memory_bytes is not None and chosen.cost.memory_bytes > limits.memory_bytes:
+        need, limit = chosen.cost.memory_bytes / _GIB, limits.memory_bytes / _GIB
+        over.append(f"{need:.1f} GiB of {limit:.1f} GiB")
+        advice.append(f"max_vram_gb to {math.ceil(need * 10) / 10:g}")
+    return Notice(
+        level="error",
+        code="limits_not_met",
+        message=f"No plan keeps the limits. The closest has {settings.steps} steps at "
+        f"{_shape((settings.width, settings.height))} and takes {' and '.join(over)}; it is run "
+        f"all the same. Raise {' and '.join(advice)}, make fewer images at once, free the values "
+        "that you set yourself, or take a smaller or distilled model (Turbo, Lightning, LCM).",
+    )
 
 
 def _plan_notices(
@@ -401,6 +634,41 @@ def _plan_notices(
 
 
 # --------------------------------------------------------------------------- showing
+
+
+def _basis(cost: Cost) -> str:
+    if not cost.runs:
+        return (
+            "predicted from the model's size, the speed of this machine, and other runs; the first "
+            "run of this size and batch corrects it."
+        )
+    off = "" if cost.error is None else f"; those were predicted {cost.error:.0%} off"
+    runs = f"the last {cost.runs} runs" if cost.runs > 1 else "the last run"
+    return f"predicted from {runs} of this size and batch on this machine{off}."
+
+
+def _why_another(found: Found, limits: Limits) -> tuple[str, str]:
+    # The source of the reason, and the rest of its sentence.
+    anchor = found.anchor
+    if anchor.exceeds(limits) > 1:
+        needs = []
+        if limits.seconds is not None and anchor.cost.seconds > limits.seconds:
+            needs.append(f"{anchor.cost.seconds:.1f} s, above your {limits.seconds:g} s")
+        if limits.memory_bytes is not None and anchor.cost.memory_bytes > limits.memory_bytes:
+            need, limit = anchor.cost.memory_bytes / _GIB, limits.memory_bytes / _GIB
+            needs.append(f"{need:.1f} GiB, above your {limit:.1f} GiB")
+        return "limit", f"that plan would take {' and '.join(needs)}; a higher limit brings it back"
+    if found.chosen.taught > 0:
+        return "ratings", "your ratings of such images speak for it; other ratings change it"
+    return (
+        "priority",
+        "priority MEMORY takes the least memory that experts would count as the same; another "
+        "priority brings it back",
+    )
+
+
+def _pass_shown(planned: SecondPass | None) -> str:
+    return "none" if planned is None else _shape((planned.width, planned.height))
 
 
 def _number(value: float) -> str:

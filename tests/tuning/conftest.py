@@ -10,6 +10,7 @@ from intelligent_generation.core.plan import (
     Clause,
     Intent,
     ModelInfo,
+    ModelPart,
     PromptAnalysis,
     SamplingPlan,
     Span,
@@ -26,6 +27,29 @@ SCHEDULERS = (
     "simple", "sgm_uniform", "karras", "exponential", "ddim_uniform", "beta", "normal",
 )
 # fmt: on
+
+
+PARAMETERS = {
+    "sd15": (859_520_964, 123_060_480),
+    "sdxl": (2_567_463_684, 817_698_048),
+    "pony": (2_567_463_684, 817_698_048),
+    "flux-dev": (11_901_408_320, 4_885_000_000),
+    "flux-schnell": (11_891_000_000, 4_885_000_000),
+    "qwen-image": (20_430_000_000, 8_290_000_000),
+}
+"""Of the diffusion model and of the text encoders."""
+
+
+def make_real_model(family: str, variant: str | None = None) -> ModelInfo:
+    unet, text = PARAMETERS[family]
+    sizes = {"diffusion_model": unet, "text_encoder": text, "vae": 83_653_863}
+    parts = tuple(
+        ModelPart.model_validate(
+            {"role": role, "dtype": "float16", "parameters": count, "bytes": 2 * count}
+        )
+        for role, count in sizes.items()
+    )
+    return make_model(family, variant).model_copy(update={"parts": parts})
 
 
 def make_analysis(prompt: str = "a red apple on a table", **changes: Any) -> PromptAnalysis:
@@ -65,6 +89,12 @@ def make_model(
 def analysis() -> Callable[..., PromptAnalysis]:
     """An analysis of a prompt; keywords change it or its intent."""
     return make_analysis
+
+
+@pytest.fixture
+def real_model() -> Callable[..., ModelInfo]:
+    """A model with the parameters of the real ones in fp16, for what depends on size."""
+    return make_real_model
 
 
 @pytest.fixture

@@ -106,10 +106,10 @@ def test_anime_on_sd15_skips_the_last_clip_layer_and_nothing_else_does(
 @pytest.mark.parametrize(
     ("family", "expected"),
     [
-        ("flux-dev", {"steps": 20, "cfg": 1.0, "guidance": 3.5, "sampler": "euler"}),
-        ("flux-fill", {"steps": 20, "cfg": 1.0, "guidance": 30.0, "scheduler": "normal"}),
+        ("flux-dev", {"steps": 25, "cfg": 1.0, "guidance": 3.5, "sampler": "euler"}),
+        ("flux-fill", {"steps": 25, "cfg": 1.0, "guidance": 30.0, "scheduler": "normal"}),
         ("flux-schnell", {"steps": 4, "cfg": 1.0, "guidance": None}),
-        ("qwen-image", {"shift": 3.1, "width": 1328, "height": 1328, "cfg": 4.0}),
+        ("qwen-image", {"shift": 3.1, "width": 1328, "height": 1328, "cfg": 3.5}),
         ("pony", {"steps": 25, "sampler": "euler_ancestral", "width": 1024}),
         ("hunyuan-image", {"width": 2048, "height": 2048}),
         ("lumina2", {"sampler": "res_multistep", "scheduler": "simple"}),

@@ -1,0 +1,53 @@
+"""Which settings people rated, for choosing the next ones."""
+
+from __future__ import annotations
+
+import json
+
+from sqlalchemy import select
+
+from ..plan import Priority, StyleIntent
+from ..storage import Database
+from ..storage.tables import GenerationRow, RatingRow
+from ..tuning import RatedSettings
+
+NEWEST = 200
+"""Ratings that are looked at: tastes and models change."""
+
+
+def rated_settings(
+    database: Database,
+    *,
+    family: str,
+    variant: str | None,
+    style: StyleIntent,
+    priority: Priority,
+) -> tuple[RatedSettings, ...]:
+    """The settings of rated images of a kind of model, a style and a priority, newest first.
+
+    An image that was made twice counts once. Raises StorageError.
+    """
+    query = (
+        select(RatingRow.rating, GenerationRow.image_key, GenerationRow.record)
+        .join(GenerationRow, GenerationRow.id == RatingRow.generation_id)
+        .where(GenerationRow.family == family)
+        .order_by(RatingRow.updated_at.desc())
+        .limit(NEWEST)
+    )
+    with database.session(read_only=True) as session:
+        rows = session.execute(query).all()
+    found: dict[str, RatedSettings] = {}
+    for rating, image_key, record in rows:
+        plan = json.loads(record)["plan"]
+        sampling = plan["sampling"]
+        kind = plan["model"].get("variant"), plan["analysis"]["intent"]["style"]
+        if kind == (variant, style) and sampling.get("priority", "BALANCED") == priority:
+            settings = RatedSettings(
+                steps=sampling["steps"],
+                cfg=sampling["cfg"],
+                sampler=sampling["sampler"],
+                scheduler=sampling["scheduler"],
+                rating=rating,
+            )
+            found.setdefault(image_key, settings)
+    return tuple(found.values())
