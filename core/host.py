@@ -9,15 +9,24 @@ Imported only while ComfyUI runs, never at its start.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable, Sequence
+import platform
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.lora
 import comfy.model_management as model_management
+import comfy.ops
+import comfy.quant_ops
 import comfy.samplers
 import comfy.sd
 import comfy.utils
@@ -139,48 +148,116 @@ class LoadedModel(NamedTuple):
     vae: Any
 
 
-def load_checkpoint(path: Path) -> LoadedModel:
+class Int8File(NamedTuple):
+    """A file to load at int8, layer by layer."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: Mapping[str, str]
+    quantize: Callable[[str, str, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
+    """quantize(part, name, weight): int8 codes [N, ...] and float32 scales [N, 1, ...]; None for
+    a weight that stays as it is. Parts: diffusion_model, text_encoder."""
+    release: Callable[[torch.Tensor], None]
+    """Called with each weight that is in the model and no longer needed from the file."""
+
+
+def weight_dtypes() -> tuple[str, ...]:
+    """Data types that models can be loaded in here: names of torch's, and int8."""
+    half = ["float16", "bfloat16"]
+    # PyTorch has no float8 on Apple's GPU.
+    fp8 = [] if model_management.get_torch_device().type == "mps" else ["float8_e4m3fn"]
+    return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8")
+
+
+def load_checkpoint(
+    path: Path, *, dtype: str | None = None, int8: Int8File | None = None
+) -> LoadedModel:
     """Load a checkpoint as CheckpointLoaderSimple does.
+
+    Args:
+        dtype: of `weight_dtypes`, for the diffusion model; None as ComfyUI chooses.
+        int8: the same file; then diffusion model and text encoders are loaded at int8.
 
     Raises:
         ModelFileError: ComfyUI does not recognise the model in it.
     """
+    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    common = {
+        "output_vae": True,
+        "output_clip": True,
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+    }
     try:
-        out = comfy.sd.load_checkpoint_guess_config(
-            str(path),
-            output_vae=True,
-            output_clip=True,
-            embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        )
+        if int8 is None:
+            load = comfy.sd.load_checkpoint_guess_config
+            out = load(str(path), model_options=options, **common)
+        else:
+            with _int8_operations(int8) as (unet_ops, text_ops):
+                out = comfy.sd.load_state_dict_guess_config(
+                    dict(int8.tensors),
+                    model_options={"custom_operations": unet_ops},
+                    te_model_options={"custom_operations": text_ops},
+                    metadata=dict(int8.metadata),
+                    **_not_dynamic(comfy.sd.load_state_dict_guess_config),
+                    **common,
+                )
     except (RuntimeError, SafetensorError) as error:
         _raise_out_of_memory(error)
         raise _not_loaded("checkpoint", path, error) from error
-    model, clip, vae = out[:3]
+    model, clip, vae = (None, None, None) if out is None else out[:3]
     if model is None:
         raise ModelFileError(
             f"{path.name} holds no diffusion model. Choose a checkpoint, or use this file as a "
             "text encoder or VAE."
         )
+    if int8 is not None:
+        _own(model)
+        if clip is not None:
+            _own(clip.patcher)
     return LoadedModel(model, clip, vae if _vae_is_usable(vae) else None)
 
 
-def load_diffusion_model(path: Path) -> Any:
-    """Load a diffusion model alone, as UNETLoader does. Raises ModelFileError."""
+def load_diffusion_model(
+    path: Path, *, dtype: str | None = None, int8: Int8File | None = None
+) -> Any:
+    """Load a diffusion model alone, as UNETLoader does; arguments as `load_checkpoint`'s.
+
+    Raises:
+        ModelFileError: ComfyUI does not recognise the model in it.
+    """
+    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
-        model = comfy.sd.load_diffusion_model(str(path), model_options={})
+        if int8 is None:
+            model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        else:
+            load = comfy.sd.load_diffusion_model_state_dict
+            metadata = (
+                {"metadata": dict(int8.metadata)}
+                if "metadata" in inspect.signature(load).parameters
+                else {}
+            )
+            with _int8_operations(int8) as (operations, _):
+                model = load(
+                    dict(int8.tensors),
+                    model_options={"custom_operations": operations},
+                    **metadata,
+                    **_not_dynamic(load),
+                )
     except (RuntimeError, SafetensorError) as error:
         _raise_out_of_memory(error)
         raise _not_loaded("diffusion model", path, error) from error
     if model is None:
         raise ModelFileError(f"ComfyUI does not recognise the diffusion model in {path.name}.")
-    return model
+    return model if int8 is None else _own(model)
 
 
-def load_text_encoders(paths: Sequence[Path], clip_type: str) -> Any:
+def load_text_encoders(
+    paths: Sequence[Path], clip_type: str, *, int8: Sequence[Int8File] = ()
+) -> Any:
     """Load one to three text encoders, as ComfyUI's CLIP loaders do.
 
     Args:
         clip_type: name of a `comfy.sd.CLIPType` member, any case, e.g. `sd3`, `flux`.
+        int8: the same files, where they are to be loaded at int8.
 
     Raises:
         ModelFileError: a file is not a text encoder ComfyUI knows.
@@ -191,8 +268,8 @@ def load_text_encoders(paths: Sequence[Path], clip_type: str) -> Any:
         raise HostError(
             f"This ComfyUI does not know text encoders of type {clip_type!r}. Update ComfyUI."
         )
-    for path in paths:
-        keys = comfy.utils.load_torch_file(str(path))
+    for number, path in enumerate(paths):
+        keys = int8[number].tensors if int8 else comfy.utils.load_torch_file(str(path))
         # ComfyUI takes any file and fills what is missing with nothing. OpenCLIP's names it turns
         # into its own only later.
         foreign = not any("embed" in key or "resblocks" in key for key in keys)
@@ -200,12 +277,23 @@ def load_text_encoders(paths: Sequence[Path], clip_type: str) -> Any:
             raise ModelFileError(
                 f"{path.name} is not a text encoder that ComfyUI knows. Choose another file."
             )
+    common = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "clip_type": kind,
+    }
     try:
-        return comfy.sd.load_clip(
-            ckpt_paths=[str(path) for path in paths],
-            embedding_directory=folder_paths.get_folder_paths("embeddings"),
-            clip_type=kind,
-        )
+        if not int8:
+            return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], **common)
+        load = comfy.sd.load_text_encoder_state_dicts
+        with _int8_operations(*int8) as (_, operations):
+            clip = load(
+                [dict(file.tensors) for file in int8],
+                model_options={"custom_operations": operations},
+                **_not_dynamic(load),
+                **common,
+            )
+        _own(clip.patcher)
+        return clip
     except (RuntimeError, SafetensorError) as error:
         _raise_out_of_memory(error)
         names = ", ".join(path.name for path in paths)
@@ -251,6 +339,267 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+# --------------------------------------------------------------------------- int8
+
+
+class _Int8Loading:
+    """What layers need while a model is loaded; emptied after it, so that no file stays open."""
+
+    def __init__(self, part: str, files: Sequence[Int8File]) -> None:
+        self.part = part
+        self.files = tuple(files)
+
+    def quantize(self, name: str, weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As Int8File.quantize; None also for a weight that the file does not have, and once
+        loading is over."""
+        if weight is None or not self.files:
+            return None
+        check_interrupt()
+        return self.files[0].quantize(self.part, name, weight)
+
+    def release(self, weight: torch.Tensor | None) -> None:
+        if weight is not None:
+            for file in self.files:
+                file.release(weight)
+
+
+class _Int8Layer:
+    """Mixed into Linear and Conv2d: an int8 weight, dequantized at each use.
+
+    Patches (LoRAs) are added to the dequantized weight and never baked into the codes: what
+    ComfyUI keeps to undo a patch is the weight alone, without its scale.
+    """
+
+    loading: _Int8Loading
+    weight: torch.nn.Parameter
+    weight_scale: torch.nn.Parameter
+    weight_function: list[Any]
+    bias: torch.nn.Parameter | None
+    bias_function: list[Any]
+
+    @property
+    def quantized(self) -> bool:
+        """False for a layer whose weight stayed as it is."""
+        return hasattr(self, "weight_scale")
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        name = f"{prefix}weight"
+        weight = state_dict.get(name)
+        packed = self.loading.quantize(name, weight)
+        if packed is None:
+            super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
+        else:
+            codes, scale = packed
+            self.weight = torch.nn.Parameter(codes, requires_grad=False)
+            self.weight_scale = torch.nn.Parameter(scale, requires_grad=False)
+            own = {name: codes, f"{prefix}weight_scale": scale}
+            if f"{prefix}bias" in state_dict:
+                own[f"{prefix}bias"] = state_dict[f"{prefix}bias"]
+            module: Any = self
+            torch.nn.Module._load_from_state_dict(module, own, prefix, *arguments)
+        self.loading.release(weight)
+
+    def convert_weight(self, weight: torch.Tensor, **_: Any) -> torch.Tensor:
+        """The weight's values; asked for by nodes that merge models."""
+        if not self.quantized:
+            return weight
+        return weight.to(torch.float32) * self.weight_scale.to(weight.device)
+
+    def used_weights(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias in the data type and on the device of `like`, with their patches."""
+        place = like.device
+        codes = model_management.cast_to(self.weight, None, place)
+        # In float32, as a scale may be smaller than what float16 holds exactly.
+        weight = codes.to(torch.float32).mul_(
+            model_management.cast_to(self.weight_scale, torch.float32, place)
+        )
+        patched = False
+        for function in self.weight_function:
+            if not _adds_patches(function):
+                weight = function(weight)
+            elif not patched:  # the host may add its own beside ours for the same patches
+                patched = True
+                weight = comfy.lora.calculate_weight(
+                    function.patches[function.key],
+                    weight,
+                    function.key,
+                    intermediate_dtype=torch.float32,
+                )
+        bias = self.bias
+        if bias is not None:
+            bias = model_management.cast_to(bias, like.dtype, place, copy=True)
+            for function in self.bias_function:
+                bias = function(bias)
+        return weight.to(like.dtype), bias
+
+
+class _Int8Patch(NamedTuple):
+    """Stands in a layer's weight_function for the patches of one weight."""
+
+    key: str
+    patches: dict[str, list[Any]]
+
+
+def _adds_patches(function: Any) -> bool:
+    return hasattr(function, "patches") and hasattr(function, "key")
+
+
+class _Int8Linear(_Int8Layer, comfy.ops.manual_cast.Linear):
+    def forward(self, input: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if not self.quantized:
+            return super().forward(input, *arguments, **options)
+        comfy.ops.run_every_op()
+        return torch.nn.functional.linear(input, *self.used_weights(input))
+
+
+class _Int8Conv2d(_Int8Layer, comfy.ops.manual_cast.Conv2d):
+    def forward(self, input: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        if not self.quantized:
+            return super().forward(input, *arguments, **options)
+        comfy.ops.run_every_op()
+        return self._conv_forward(input, *self.used_weights(input))
+
+
+@contextmanager
+def _int8_operations(*files: Int8File) -> Iterator[tuple[type, type]]:
+    """ComfyUI operations for a diffusion model and for text encoders, which quantize each weight
+    when it is loaded."""
+    loading = [_Int8Loading(part, files) for part in ("diffusion_model", "text_encoder")]
+    sizes: Counter[torch.dtype] = Counter()
+    for file in files:
+        for tensor in file.tensors.values():
+            sizes[tensor.dtype] += tensor.nbytes
+    stored = max(sizes, key=sizes.__getitem__)
+    try:
+        # Text encoders run once a prompt, and the host's layers have no weight where a file has
+        # none, which CLIP-L's projection relies on.
+        yield _int8_classes(loading[0], _host_int8(stored)), _int8_classes(loading[1], None)
+    finally:
+        for one in loading:
+            one.files = ()
+
+
+def _int8_classes(loading: _Int8Loading, hosts: Any) -> type:
+    if hosts is None:
+        base: Any = comfy.ops.manual_cast
+        linear = type("Linear", (_Int8Linear,), {"loading": loading})
+    else:
+        base = hosts
+        linear = type("Linear", (_HostInt8, hosts.Linear), {"loading": loading})
+    convolution = type("Conv2d", (_Int8Conv2d,), {"loading": loading})
+    return type("Int8Operations", (base,), {"Linear": linear, "Conv2d": convolution})
+
+
+class _HostInt8:
+    """Mixed into the host's own quantized Linear: its weight is quantized when it is loaded."""
+
+    loading: _Int8Loading
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        name = f"{prefix}weight"
+        weight = state_dict.get(name)
+        packed = self.loading.quantize(name, weight)
+        if packed is not None:
+            state_dict[name], state_dict[f"{prefix}weight_scale"] = packed
+            state_dict[f"{prefix}comfy_quant"] = torch.tensor(
+                list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8
+            )
+        elif weight is not None:  # the host keeps the tensor itself, and it must not be the file's
+            state_dict[name] = weight.clone()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
+        self.loading.release(weight)
+
+
+def has_int8_format() -> bool:
+    """Whether this ComfyUI computes with int8 weights by itself; since 0.27."""
+    return "int8_tensorwise" in getattr(comfy.quant_ops, "QUANT_ALGOS", {})
+
+
+def _host_int8(stored: torch.dtype) -> Any:
+    if not has_int8_format():
+        return None
+    compute = stored if stored in (torch.float16, torch.bfloat16) else torch.float32
+    return comfy.ops.mixed_precision_ops({}, compute)
+
+
+def _not_dynamic(load: Callable[..., Any]) -> dict[str, Any]:
+    # Layers of ours are not among those that ComfyUI's dynamic VRAM knows how to stream.
+    known = "disable_dynamic" in inspect.signature(load).parameters
+    return {"disable_dynamic": True} if known else {}
+
+
+class _OwnPatcher:
+    """Mixed into a model's patcher class: patches of int8 weights are added at each use."""
+
+    model: torch.nn.Module
+    patches: dict[str, list[Any]]
+
+    def patch_weight_to_device(self, key: str, *arguments: Any, **options: Any) -> Any:
+        layer = _int8_layer(self.model, key)
+        if layer is None or key not in self.patches:
+            return super().patch_weight_to_device(key, *arguments, **options)  # type: ignore[misc]
+        others = [one for one in layer.weight_function if not _adds_patches(one)]
+        layer.weight_function = [_Int8Patch(key, self.patches), *others]
+        return layer.weight
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
+        if unpatch_weights:
+            for layer in self.model.modules():
+                if isinstance(layer, _Int8Layer):
+                    layer.weight_function = []
+
+    def patch_hook_weight_to_device(
+        self, hooks: Any, combined_patches: dict[Any, Any], key: str, *arguments: Any
+    ) -> None:
+        if key in combined_patches and _int8_layer(self.model, key) is not None:
+            raise HostError(
+                "Hooks cannot change int8 weights. Set weight_dtype to another one, or apply the "
+                "LoRA without hooks."
+            )
+        super().patch_hook_weight_to_device(hooks, combined_patches, key, *arguments)  # type: ignore[misc]
+
+    def partially_load(
+        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        if force_patch_weights:  # what older hosts ask for before they save a model
+            raise _not_saved()
+        return super().partially_load(device_to, extra_memory)  # type: ignore[misc]
+
+    def state_dict_for_saving(self, *_: Any, **__: Any) -> Any:
+        raise _not_saved()
+
+
+def _not_saved() -> HostError:
+    return HostError(
+        "A model loaded at int8 cannot be saved: its full weights are no longer there. Load it "
+        "with another weight_dtype to save it."
+    )
+
+
+def _int8_layer(model: torch.nn.Module, key: str) -> _Int8Layer | None:
+    name, _, parameter = key.rpartition(".")
+    if parameter != "weight" or not name:
+        return None
+    layer = comfy.utils.get_attr(model, name)
+    return layer if isinstance(layer, _Int8Layer) and layer.quantized else None
+
+
+def _own(patcher: Any) -> Any:
+    """The same patcher, of a class that knows int8 layers; its clones keep that class."""
+    patcher.__class__ = _own_class(type(patcher))
+    return patcher
+
+
+@functools.cache
+def _own_class(base: type) -> type:
+    return type(f"Int8{base.__name__}", (_OwnPatcher, base), {})
+
+
 # --------------------------------------------------------------------------- reading models
 
 
@@ -264,16 +613,22 @@ class WeightCount(NamedTuple):
 
 
 def count_weights(module: torch.nn.Module) -> WeightCount:
-    """Parameters and bytes of a loaded module, and the data type that most of them have."""
-    by_dtype: dict[str, int] = {}
-    parameters = total = 0
-    for tensor in module.parameters():
-        size = tensor.numel() * tensor.element_size()
-        parameters += tensor.numel()
-        total += size
-        name = str(tensor.dtype).removeprefix("torch.")
-        by_dtype[name] = by_dtype.get(name, 0) + size
-    return WeightCount(max(by_dtype, key=by_dtype.__getitem__, default="none"), parameters, total)
+    """Parameters and bytes of a loaded module, and the data type that most of them have.
+
+    The scales of int8 weights count among the bytes, not among the parameters.
+    """
+    by_dtype: Counter[torch.dtype] = Counter()
+    parameters = 0
+    for name, parameter in module.named_parameters():
+        # ComfyUI's quantized tensors claim the type that they stand for.
+        stored: torch.Tensor = getattr(parameter, "_qdata", parameter)
+        scale = getattr(getattr(parameter, "_params", None), "scale", None)
+        by_dtype[stored.dtype] += stored.nbytes
+        if scale is not None:
+            by_dtype[scale.dtype] += scale.nbytes
+        parameters += 0 if name.endswith("weight_scale") else parameter.numel()
+    most = max(by_dtype, key=by_dtype.__getitem__, default="none")
+    return WeightCount(str(most).removeprefix("torch."), parameters, sum(by_dtype.values()))
 
 
 def diffusion_module(model: Any) -> torch.nn.Module:
@@ -469,6 +824,26 @@ def scheduler_names() -> tuple[str, ...]:
     return tuple(comfy.samplers.KSampler.SCHEDULERS)
 
 
+def sigma_nodes() -> tuple[str, ...]:
+    """Names of those scheduler nodes that `sample` can use, and that this ComfyUI has."""
+    return tuple(name for name in _SIGMAS if name in stock_nodes.NODE_CLASS_MAPPINGS)
+
+
+_SIGMAS: dict[str, Callable[..., dict[str, Any]]] = {
+    "Flux2Scheduler": lambda model, steps, width, height: {
+        "steps": steps,
+        "width": width,
+        "height": height,
+    },
+    "SDTurboScheduler": lambda model, steps, width, height: {
+        "model": model,
+        "steps": min(steps, 10),
+        "denoise": 1.0,
+    },
+}
+"""Inputs of the scheduler nodes by name."""
+
+
 def with_shift(model: Any, shift: float) -> Any:
     """MODEL with another flow-matching time shift, as the ModelSampling nodes set it.
 
@@ -511,11 +886,68 @@ def sample(
     sampler: str,
     scheduler: str,
     denoise: float,
+    sigmas: str | None = None,
+    size: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
-    """Sample as the stock KSampler does, with its progress, previews and interrupt."""
+    """Sample as the stock KSampler does, with its progress, previews and interrupt.
+
+    Args:
+        sigmas: name in `sigma_nodes()`: sample as the stock SamplerCustom does with the sigmas of
+            that node; `scheduler` is not used then, nor where `denoise` is below 1.
+        size: width and height of the image in pixels, for `sigmas`.
+    """
+    if sigmas is not None and denoise == 1.0:
+        spaced = _run_node(sigmas, **_SIGMAS[sigmas](model, steps, *size))
+        return _run_node(
+            "SamplerCustom",
+            model=model,
+            add_noise=True,
+            noise_seed=seed,
+            cfg=cfg,
+            positive=positive,
+            negative=negative,
+            sampler=comfy.samplers.sampler_object(sampler),
+            sigmas=spaced,
+            latent_image=latent,
+        )
     return stock_nodes.common_ksampler(
         model, seed, steps, cfg, sampler, scheduler, positive, negative, latent, denoise=denoise
     )[0]
+
+
+def _run_node(name: str, **inputs: Any) -> Any:
+    # The first output of a stock node of ComfyUI's V3 API.
+    return stock_nodes.NODE_CLASS_MAPPINGS[name].execute(**inputs).result[0]
+
+
+def upscale_latent(latent: dict[str, Any], width: int, height: int, method: str) -> dict[str, Any]:
+    """LATENT scaled to an image size in pixels, as LatentUpscale does without cropping.
+
+    Raises:
+        SettingError: no such method.
+    """
+    _check_method(method, "LatentUpscale")
+    return stock_nodes.LatentUpscale().upscale(latent, method, width, height, "disabled")[0]
+
+
+def upscale_image(image: torch.Tensor, width: int, height: int, method: str) -> torch.Tensor:
+    """IMAGE scaled to a size in pixels, as ImageScale does without cropping. SettingError."""
+    _check_method(method, "ImageScale")
+    return stock_nodes.ImageScale().upscale(image, method, width, height, "disabled")[0]
+
+
+def _check_method(method: str, node: str) -> None:
+    known = stock_nodes.NODE_CLASS_MAPPINGS[node].upscale_methods
+    if method not in known:
+        raise SettingError(
+            f"This ComfyUI's {node} has no method {method!r}. Set second_pass.method to one of: "
+            f"{', '.join(known)}."
+        )
+
+
+def encode_image(vae: Any, image: torch.Tensor) -> dict[str, Any]:
+    """LATENT of an IMAGE, as VAEEncode makes it."""
+    return stock_nodes.VAEEncode().encode(vae, image)[0]
 
 
 def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
@@ -570,6 +1002,160 @@ class HostMachine:
 
     def vram_state(self) -> str:
         return model_management.vram_state.name
+
+
+class DeviceSpeed(NamedTuple):
+    """What `measure_speed` measured."""
+
+    flops: float
+    """Floating-point operations a second, multiplying matrices."""
+    bandwidth: float
+    """Bytes a second, reading and writing memory."""
+    value_bytes: int
+    """Size of a value of the data type that is computed in."""
+
+
+def machine_key() -> str:
+    """The machine as far as speed goes: device, torch, and on a CPU its threads."""
+    device = model_management.get_torch_device()
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    cpu = platform.processor() or platform.machine()
+    name = cpu if device.type == "cpu" else HostMachine().device_name
+    return f"{name}{threads}, torch {torch.__version__}"[:255]
+
+
+def measure_speed(stored: str) -> DeviceSpeed:
+    """How fast the device computes with weights stored in a data type, e.g. `float16`.
+
+    Takes a fifth of a second on a processor, less on a graphics card: the best of a few matrix
+    products and copies.
+    """
+    device = model_management.get_torch_device()
+    weights = getattr(torch, stored, torch.float32)
+    dtype = model_management.unet_manual_cast(weights, device) or weights
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        dtype = torch.float16
+    side = 1024 if device.type == "cpu" else 4096
+    matrix = torch.ones((side, side), dtype=dtype, device=device)
+    product = _best_seconds(lambda: matrix @ matrix, device)
+    source = torch.ones(_COPIED_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy_seconds = _best_seconds(lambda: target.copy_(source), device)
+    return DeviceSpeed(
+        flops=2 * side**3 / product,
+        bandwidth=2 * _COPIED_BYTES / copy_seconds,  # read once, written once
+        value_bytes=dtype.itemsize,
+    )
+
+
+_COPIED_BYTES = 64 * 1024**2
+_MEASURED_TIMES = 4
+
+
+def _best_seconds(work: Callable[[], Any], device: torch.device) -> float:
+    backend = getattr(torch, device.type, None)
+    wait = getattr(backend, "synchronize", lambda: None)
+    best = float("inf")
+    for _ in range(_MEASURED_TIMES):
+        wait()
+        start = time.perf_counter()
+        work()
+        wait()
+        best = min(best, time.perf_counter() - start)
+    return max(best, 1e-9)
+
+
+class PeakMemory:
+    """Measures the memory that a run needs on the device that samples, as a context manager.
+
+    That is what its own models held there already, and the most that came on top while it ran;
+    what others hold or give back meanwhile does not count. On a processor the RAM of the process
+    is read every few milliseconds, as no system keeps a peak that can be set back; on CUDA and
+    ROCm, torch keeps it. Elsewhere the peak is unknown.
+    """
+
+    def __init__(self, *patchers: Any) -> None:
+        self._patchers = [patcher for patcher in patchers if patcher is not None]
+        self._device = model_management.get_torch_device()
+        self._ended = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._start = self._held_before = self._rise = 0
+        self.bytes: int | None = None
+        """Known after the end; None where it cannot be read."""
+
+    def __enter__(self) -> PeakMemory:
+        self._held_before = self._held()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._start = torch.cuda.memory_allocated(self._device)
+        elif self._device.type == "cpu":
+            self._watcher = threading.Thread(target=self._watch, daemon=True)
+            self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cuda":
+            self.bytes = self._on_cuda()
+        elif self._watcher is not None:
+            self._ended.set()
+            self._watcher.join()
+            self.bytes = self._held_before + self._rise
+
+    def _on_cuda(self) -> int:
+        peak = torch.cuda.max_memory_allocated(self._device)
+        if any(getattr(patcher, "is_dynamic", bool)() for patcher in self._patchers):
+            # Weights that are streamed in (dynamic VRAM) are outside of torch's count.
+            return self._held() + peak - self._start
+        end = torch.cuda.memory_allocated(self._device)
+        others = min(self._start - self._held_before, end - self._held())
+        return peak - max(0, others)
+
+    def _held(self) -> int:
+        if self._device.type == "cpu":
+            return sum(int(patcher.model_size()) for patcher in self._patchers)
+        return sum(
+            int(patcher.loaded_size())
+            for patcher in self._patchers
+            if patcher.load_device == self._device
+        )
+
+    def _watch(self) -> None:
+        # A rise counts from the lowest point before it, where an earlier model was let go of.
+        lowest = _process_bytes()
+        while not self._ended.wait(_WATCH_SECONDS):
+            now = _process_bytes()
+            lowest = min(lowest, now)
+            self._rise = max(self._rise, now - lowest)
+
+
+_WATCH_SECONDS = 0.005
+
+
+def _process_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def evictable_vram() -> int:
+    """Bytes of device memory that hold models which ComfyUI puts back into RAM when others need
+    the room."""
+    device = model_management.get_torch_device()
+    loaded = [one.model for one in list(model_management.current_loaded_models)]
+    return sum(
+        int(patcher.loaded_size())
+        for patcher in loaded
+        if patcher is not None and patcher.load_device == device
+    )
+
+
+def show_text(text: str) -> None:
+    """Show text on the node that runs now, as long as it runs; nothing without a browser."""
+    from comfy_execution.utils import get_executing_context
+    from server import PromptServer
+
+    context = get_executing_context()
+    server = getattr(PromptServer, "instance", None)
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id)
 
 
 def describe() -> str:

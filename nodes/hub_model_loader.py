@@ -10,7 +10,10 @@ from .sockets import CATEGORY, MemoryPlanSocket, ModelInfoSocket
 
 LOCAL = "local"
 AUTOMATIC = "automatic"
-VARIANTS = ["turbo", "lightning", "lcm", "hyper", "dmd"]
+VARIANTS = [
+    *("turbo", "lightning", "lcm", "hyper", "dmd", "flash", "distilled"),
+    *("base", "dev", "fast", "krea", "edit"),
+]
 
 
 class HubModelLoader(io.ComfyNode):
@@ -55,7 +58,7 @@ class HubModelLoader(io.ComfyNode):
                     options=[AUTOMATIC, "none", *VARIANTS],
                     default=AUTOMATIC,
                     tooltip="Distilled models need few steps and CFG 1. automatic: what the file "
-                    "itself says; set it when only the file's name says so.",
+                    "says, then its name; set it where both are wrong.",
                 ),
                 *(
                     io.Combo.Input(
@@ -68,7 +71,9 @@ class HubModelLoader(io.ComfyNode):
                     for number in (1, 2, 3)
                 ),
                 MemoryPlanSocket.Input(
-                    "memory_plan", optional=True, tooltip="AUTO leaves placement to ComfyUI."
+                    "memory_plan",
+                    optional=True,
+                    tooltip="Which data type the weights are loaded in. Unlinked: AUTO.",
                 ),
                 io.String.Input(
                     "reference",
@@ -143,7 +148,7 @@ class HubModelLoader(io.ComfyNode):
             )
         else:
             choice = services().choose_model(model=wanted.model, **wanted.others)
-        loaded = services().load_model(choice)
+        loaded = services().load_model(choice, inputs.get("memory_plan"))
         return io.NodeOutput(loaded.model, loaded.clip, loaded.vae, loaded.info, loaded.info.family)
 
 

@@ -16,14 +16,22 @@ class MemoryStrategy(io.ComfyNode):
             node_id="MemoryStrategy",
             display_name="Memory Strategy",
             category=CATEGORY,
-            description="Reads VRAM and RAM and decides how models are placed. AUTO leaves "
-            "ComfyUI's own management alone and reports what it does.",
+            description="Reads VRAM and RAM and decides in which data type models are "
+            "loaded. AUTO leaves ComfyUI's own management alone and reports what it does.",
             inputs=[
                 io.Combo.Input(
                     "strategy",
                     options=["AUTO"],
                     default="AUTO",
                     tooltip="AUTO: ComfyUI manages memory itself.",
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=["auto", "fp16", "bf16", "fp8", "int8"],
+                    default="auto",
+                    optional=True,
+                    tooltip="What HubModelLoader loads models in. auto: as the file has them; at "
+                    "int8 when a model does not fit otherwise.",
                 ),
             ],
             outputs=[
@@ -35,8 +43,8 @@ class MemoryStrategy(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, strategy: str) -> io.NodeOutput:
+    def execute(cls, strategy: str, weight_dtype: str = "auto") -> io.NodeOutput:
         from ..core.services import services
 
-        plan, report = services().plan_memory(strategy)
+        plan, report = services().plan_memory(strategy, weight_dtype)
         return io.NodeOutput(plan, report)

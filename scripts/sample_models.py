@@ -2,9 +2,10 @@
 
 They have the shapes that ComfyUI's detection forces and as little else as it accepts: an
 SD 1.5 UNet of one level without a middle block (18.7 M parameters), the full CLIP-L text encoder
-(123 M, its size is fixed by ComfyUI), a TAESD autoencoder (2.5 M), and an SD 3 transformer of one
-block (0.4 M). Weights come from integers of numpy's RandomState and exact arithmetic, so that
-a file has the same bytes on every machine.
+(123 M, its size is fixed by ComfyUI), a TAESD autoencoder (2.5 M), an SD 3 transformer of one
+block (0.4 M), and an SDXL UNet of one level (50 M, without text encoders). Weights come from
+integers of numpy's RandomState and exact arithmetic, so that a file has the same bytes on every
+machine.
 
 The random UNet is built around a path that predicts the noise as what it was given less its
 blur, so sampling converges to bounded, smooth, coloured clouds that the prompt tints; images
@@ -90,8 +91,12 @@ def _res_block(out: Tensors, name: str, inputs: int, fill: Fill) -> None:
 def _transformer(out: Tensors, name: str, fill: Fill) -> None:
     _norm(out, f"{name}.norm", WIDTH)
     _linear(out, f"{name}.proj_in", fill(WIDTH, WIDTH, 1, 1))
-    block = f"{name}.transformer_blocks.0"
-    for attention, context in (("attn1", WIDTH), ("attn2", CONTEXT)):
+    _transformer_block(out, f"{name}.transformer_blocks.0", CONTEXT, fill)
+    _linear(out, f"{name}.proj_out", 0.5 * fill(WIDTH, WIDTH, 1, 1))
+
+
+def _transformer_block(out: Tensors, block: str, text: int, fill: Fill) -> None:
+    for attention, context in (("attn1", WIDTH), ("attn2", text)):
         _linear(out, f"{block}.{attention}.to_q", fill(WIDTH, WIDTH), bias=False)
         _linear(out, f"{block}.{attention}.to_k", fill(WIDTH, context), bias=False)
         _linear(out, f"{block}.{attention}.to_v", fill(WIDTH, context), bias=False)
@@ -100,7 +105,6 @@ def _transformer(out: Tensors, name: str, fill: Fill) -> None:
         _norm(out, f"{block}.norm{number}", WIDTH)
     _linear(out, f"{block}.ff.net.0.proj", fill(8 * WIDTH, WIDTH))
     _linear(out, f"{block}.ff.net.2", fill(WIDTH, 4 * WIDTH))
-    _linear(out, f"{name}.proj_out", 0.5 * fill(WIDTH, WIDTH, 1, 1))
 
 
 def sd15_unet(seed: int = 0) -> Tensors:
@@ -246,6 +250,34 @@ def sd3_transformer(seed: int = 0) -> Tensors:
     return _half(out)
 
 
+def sdxl_unet(seed: int = 0) -> Tensors:
+    """An SDXL diffusion model, 50 M parameters, float16, without a key prefix.
+
+    One level with transformers of depth 0, 2 and 5, as ComfyUI knows KOALA 700M.
+    """
+    fill = random_fill(seed)
+    text, pooled_and_sizes = 2048, 2816
+    out: Tensors = {}
+    for embedding, inputs in (("time_embed", WIDTH), ("label_emb.0", pooled_and_sizes)):
+        _linear(out, f"{embedding}.0", fill(TIME, inputs))
+        _linear(out, f"{embedding}.2", fill(TIME, TIME))
+    _linear(out, "input_blocks.0.0", fill(WIDTH, LATENT, 3, 3))
+    for number, depth in ((1, 0), (2, 2), (3, 5)):
+        _res_block(out, f"input_blocks.{number}.0", WIDTH, fill)
+        if depth:
+            name = f"input_blocks.{number}.1"
+            _norm(out, f"{name}.norm", WIDTH)
+            _linear(out, f"{name}.proj_in", fill(WIDTH, WIDTH))
+            for block in range(depth):
+                _transformer_block(out, f"{name}.transformer_blocks.{block}", text, fill)
+            _linear(out, f"{name}.proj_out", 0.5 * fill(WIDTH, WIDTH))
+    for number in range(4):
+        _res_block(out, f"output_blocks.{number}.0", 2 * WIDTH, fill)
+    _norm(out, "out.0", WIDTH)
+    _linear(out, "out.2", fill(LATENT, WIDTH, 3, 3))
+    return _half(out)
+
+
 def _half(tensors: Tensors) -> Tensors:
     return {name: tensor.astype(np.float16) for name, tensor in tensors.items()}
 
@@ -275,6 +307,7 @@ MODELS: dict[str, SampleModel] = {
     "small-taesd3.safetensors": SampleModel(
         "vae", lambda: taesd(2, latent_channels=16, scale=1.5305), {}
     ),
+    "small-sdxl-unet.safetensors": SampleModel("diffusion_models", sdxl_unet, {}),
 }
 """The sample models by file name. The parts (unet, clip-l, taesd) are those of small-sd15.
 1.5305 is SD 3's latent scaling factor."""

@@ -9,17 +9,24 @@ from typing import Any, NamedTuple
 
 from .. import host
 from ..catalog import (
+    MOST_BY_NAME,
     Catalog,
     Detection,
+    SafetensorsHeader,
     detect_checkpoint,
+    detect_model,
     family,
     family_of_comfy_class,
-    name_hint,
+    named_size,
     read_header,
     trained_size,
 )
 from ..errors import ModelFileError, SettingError
-from ..plan import FileRef, ModelInfo, ModelPart, Notice
+from ..plan import FileRef, MemoryPlan, ModelInfo, ModelPart, Notice
+from .allocation import allocate, is_quantized, part_sizes, table
+from .quantization import quantize
+from .resources import FreeMemory
+from .streaming import stream
 
 MODEL_INFO = "model_info"
 """Attachment key on MODEL: the ModelInfo it was loaded with. Clones carry it along."""
@@ -37,6 +44,9 @@ MODEL_FOLDERS = ("checkpoints", "diffusion_models")
 """Folder keys of ComfyUI that hold what HubModelLoader loads."""
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl"})
+
+
+_SURE = 0.9  # what the file itself says that well, no hub is asked about
 
 
 class ModelChoice(NamedTuple):
@@ -173,40 +183,66 @@ def _no_such_model(
     )
 
 
-def load_model(choice: ModelChoice, catalog: Catalog) -> LoadedModel:
-    """Load a model by ComfyUI's own loaders.
+def load_model(
+    choice: ModelChoice,
+    catalog: Catalog,
+    plan: MemoryPlan,
+    *,
+    free: Callable[[], FreeMemory],
+    show: Callable[[str], None],
+) -> LoadedModel:
+    """Load a model by ComfyUI's own loaders, in the data type that the memory plan wants.
 
     Headers are read first, so that a truncated or foreign file is refused before anything large
     is loaded.
 
+    Args:
+        free: the memory that can be had now; asked once, before loading.
+        show: shows the allocation table, before loading.
+
     Raises:
         ModelFileError: a file is missing, damaged, or not what it is used as.
+        SettingError: the plan's data type does not work with this file or on this device.
     """
     paths = {file: catalog.path(file) for file in _files(choice)}
-    header = read_header(paths[choice.model])
-    for path in list(paths.values())[1:]:
-        read_header(path)
-    detection, notices = _detect(detect_checkpoint(header), choice)
+    headers = {file: read_header(path) for file, path in paths.items()}
+    header = headers[choice.model]
+    detection, notices = _detect(header, choice, catalog)
+    allocation = allocate(
+        plan,
+        part_sizes([(_role(file), header) for file, header in headers.items()]),
+        free(),
+        name=choice.model.name,
+        quantized=any(map(is_quantized, headers.values())),
+        supported=host.weight_dtypes(),
+    )
+    show(table(allocation))
+    dtype = None if allocation.dtype == "int8" else allocation.dtype
+    int8 = {file: _int8_file(path) for file, path in paths.items() if allocation.dtype == "int8"}
+    if allocation.reason:
+        notices.append(_quantized_by_auto(choice.model.name, allocation.reason))
 
     host.check_interrupt()
     clip = vae = None
+    load = {"dtype": dtype, "int8": int8.get(choice.model)}
     if choice.model.folder == "checkpoints":
-        model, clip, vae = host.load_checkpoint(paths[choice.model])
+        model, clip, vae = host.load_checkpoint(paths[choice.model], **load)
     else:
-        model = host.load_diffusion_model(paths[choice.model])
-    if detection.family == "unknown":
+        model = host.load_diffusion_model(paths[choice.model], **load)
+    if detection.family == "unknown" or detection.confidence <= MOST_BY_NAME:
         # ComfyUI may know a family that our table does not separate by tensors.
+        loaded_as = f"ComfyUI loaded it as {host.comfy_class(model)}"
         known = family_of_comfy_class(host.comfy_class(model))
-        detection = detection._replace(
-            family=known,
-            confidence=0.0 if known == "unknown" else 0.5,
-            evidence=f"ComfyUI loaded it as {host.comfy_class(model)}",
-        )
+        if known != "unknown":
+            detection = detection._replace(family=known, confidence=0.5, evidence=loaded_as)
+        elif detection.family == "unknown":
+            detection = detection._replace(confidence=0.0, evidence=loaded_as)
     if choice.text_encoders:
         host.check_interrupt()
         clip = host.load_text_encoders(
             [paths[file] for file in choice.text_encoders],
             family(detection.family).text_encoder_type,
+            int8=[int8[file] for file in choice.text_encoders if file in int8],
         )
     if choice.vae is not None:
         host.check_interrupt()
@@ -228,8 +264,10 @@ def load_model(choice: ModelChoice, catalog: Catalog) -> LoadedModel:
         variant=detection.variant,
         family_confidence=detection.confidence,
         evidence=detection.evidence,
-        trained_size=trained_size(header),
+        nearest=detection.nearest if detection.family == "unknown" else None,
+        trained_size=trained_size(header) or named_size(choice.model.name),
         parts=tuple(parts),
+        weight_dtype=allocation.weight_dtype,
         notices=tuple(notices),
     )
     host.attach(model, MODEL_INFO, info)
@@ -290,24 +328,56 @@ def _with_part(parts: tuple[ModelPart, ...], part: ModelPart) -> tuple[ModelPart
     return (*(other for other in parts if other.role != part.role), part)
 
 
+def _role(file: FileRef) -> Any:
+    return {"checkpoints": None, "diffusion_models": "diffusion_model", "vae": "vae"}.get(
+        file.folder, "text_encoder"
+    )
+
+
+def _int8_file(path: Path) -> host.Int8File:
+    file = stream(path)
+    return host.Int8File(file.tensors, file.metadata, quantize, file.release)
+
+
+def _quantized_by_auto(name: str, reason: str) -> Notice:
+    message = (
+        f"{name} was loaded at int8, because {reason}. Images differ slightly from those at full "
+        "precision. To keep it as it is, set weight_dtype in MemoryStrategy."
+    )
+    return Notice(level="info", code="loaded_at_int8", message=message)
+
+
 def _files(choice: ModelChoice) -> list[FileRef]:
     files = [choice.model, *choice.text_encoders]
     return files if choice.vae is None else [*files, choice.vae]
 
 
-def _detect(found: Detection, choice: ModelChoice) -> tuple[Detection, list[Notice]]:
+def _detect(
+    header: SafetensorsHeader, choice: ModelChoice, catalog: Catalog
+) -> tuple[Detection, list[Notice]]:
+    found = _with_hubs(detect_model(header, choice.model.name), choice.model, catalog)
     if choice.variant is not None:
         variant = choice.variant or None
         return found._replace(variant=variant, evidence=f"{found.evidence}; variant set by you"), []
-    hint = name_hint(Path(choice.model.name).name)
-    if hint is None or hint == found.variant:
+    if found.variant is None or found.variant == detect_checkpoint(header).variant:
         return found, []
     message = (
-        f"The name of {choice.model.name} says {hint!r}, but nothing in the file does; it is "
-        f"treated as {found.variant or 'a plain model'}. If the name is right, set variant to "
-        f"{hint}: steps and CFG depend on it."
+        f"Nothing in {choice.model.name} says that it is {found.variant!r}, only its name; steps "
+        "and CFG follow it. If the name is wrong, set variant to what it is."
     )
-    return found, [Notice(level="warning", code="variant_only_in_name", message=message)]
+    return found, [Notice(level="info", code="variant_from_name", message=message)]
+
+
+def _with_hubs(found: Detection, file: FileRef, catalog: Catalog) -> Detection:
+    if found.confidence >= _SURE:
+        return found
+    entries = catalog.models(file.folder).entries
+    entry = next((entry for entry in entries if entry.file.name == file.name), None)
+    if entry is None or entry.family_confidence <= found.confidence:
+        return found
+    return found._replace(
+        family=entry.family, confidence=entry.family_confidence, evidence=entry.evidence
+    )
 
 
 def _part(role: Any, files: tuple[FileRef, ...], module: Any) -> ModelPart:

@@ -73,9 +73,9 @@ def read_machine(host: MachineSource) -> Machine:
     )
 
 
-def read_free(host: MachineSource) -> FreeMemory:
-    """What is free now."""
-    return FreeMemory(vram=host.free_vram(), ram=host.free_ram())
+def read_free(host: MachineSource, *, evictable: int = 0) -> FreeMemory:
+    """What is free now; VRAM with `evictable` bytes of weights that can be put back into RAM."""
+    return FreeMemory(vram=host.free_vram() + evictable, ram=host.free_ram())
 
 
 def human_bytes(count: int) -> str:

@@ -67,6 +67,22 @@ def test_later_strategies_say_that_they_come_later(strategy: str):
         plan_memory(card(12), strategy=strategy)
 
 
+@pytest.mark.parametrize("weight_dtype", ["auto", "fp16", "bf16", "fp8", "int8"])
+def test_a_data_type_is_part_of_the_plan_and_explained(weight_dtype: str):
+    plan = plan_memory(card(12), weight_dtype=weight_dtype)
+    assert plan.weight_dtype == weight_dtype
+    (line,) = (
+        line for line in report(plan, FreeMemory(1, 1)).splitlines() if line.startswith("Weights: ")
+    )
+    assert weight_dtype == "auto" or weight_dtype in line
+
+
+@pytest.mark.parametrize("weight_dtype", ["", "int4", "float16", "INT8"])
+def test_a_data_type_that_is_not_offered_is_refused(weight_dtype: str):
+    with pytest.raises(SettingError, match="one of auto, fp16, bf16, fp8, int8"):
+        plan_memory(card(12), weight_dtype=weight_dtype)
+
+
 @pytest.mark.parametrize("strategy", ["", "auto", "TURBO"])
 def test_a_strategy_that_does_not_exist_is_refused(strategy: str):
     with pytest.raises(SettingError, match="AUTO"):
@@ -83,7 +99,8 @@ def test_the_report_of_a_card_tells_totals_free_memory_and_the_mode():
     assert "left alone" in lines[3]
     assert lines[4].startswith("ComfyUI runs in mode NORMAL_VRAM: ")
     assert "Dynamic VRAM is on" in lines[5]
-    assert len(lines) == 6
+    assert lines[6].startswith("Weights: as ComfyUI chooses")
+    assert len(lines) == 7
 
 
 @pytest.mark.parametrize("machine", [CPU, MAC])

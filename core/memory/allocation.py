@@ -1,0 +1,217 @@
+"""Files' headers + MemoryPlan + free memory -> what is loaded in which data type, and where."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+from ..catalog import SafetensorsHeader
+from ..errors import SettingError
+from ..plan import MemoryPlan, WeightDtype
+from .quantization import int8_bytes
+from .resources import FreeMemory, human_bytes
+from .strategy import OWN_MEMORY
+
+Role = Literal["diffusion_model", "text_encoder", "vae"]
+
+_TORCH_NAMES: dict[WeightDtype, str | None] = {
+    "auto": None,
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8_e4m3fn",
+    "int8": "int8",
+}
+"""What the widget's choices are called by torch; None leaves the choice to ComfyUI."""
+
+_WORKING_BYTES = 1_288_490_189
+"""What ComfyUI keeps free of weights for computing: 0.8 GiB and 0.4 GiB of reserve
+(minimum_inference_memory in its model_management.py)."""
+_CPU_ITEM = 4  # ComfyUI computes in float32 on a CPU, and holds the diffusion model so
+_PREFIXES: tuple[tuple[str, Role], ...] = (
+    ("model.diffusion_model.", "diffusion_model"),
+    ("model.model.", "diffusion_model"),
+    ("first_stage_model.", "vae"),
+    ("vae.", "vae"),
+    ("cond_stage_model.", "text_encoder"),
+    ("conditioner.", "text_encoder"),
+    ("text_encoders.", "text_encoder"),
+)
+"""How checkpoints name their parts (ComfyUI's model_detection.py and supported_models.py)."""
+_SAFETENSORS = {
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I8": "int8", "U8": "uint8", "F64": "float64",
+}  # fmt: skip
+_QUANTIZED = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
+"""Ends of names that only files in a quantized format have."""
+
+
+class PartSize(NamedTuple):
+    """One part of a model as its files hold it."""
+
+    role: Role
+    dtype: str
+    """Data type of most of its bytes, as torch names it."""
+    bytes: int
+    cpu_bytes: int
+    """What it takes where ComfyUI computes on a CPU."""
+    int8_bytes: int
+
+
+class Row(NamedTuple):
+    """One line of the allocation table."""
+
+    role: Role
+    dtype: str
+    bytes: int
+    where: str
+
+
+class Allocation(NamedTuple):
+    """What a load will take."""
+
+    weight_dtype: WeightDtype
+    """What to load in; auto: as ComfyUI chooses. Where AUTO chose int8, int8."""
+    dtype: str | None
+    """torch's name for it; None as ComfyUI chooses."""
+    rows: tuple[Row, ...]
+    reason: str | None
+    """Why AUTO chose int8; None where it did not."""
+
+
+def part_sizes(headers: Sequence[tuple[Role | None, SafetensorsHeader]]) -> tuple[PartSize, ...]:
+    """The parts in some files.
+
+    Args:
+        headers: of each file, with its role; None for a checkpoint, which holds several.
+    """
+    tensors: dict[Role, list[tuple[str, tuple[int, ...], int]]] = {}
+    dtypes: dict[Role, Counter[str]] = {}
+    own_files = {given for given, _ in headers}
+    for given, header in headers:
+        for full_name, info in header.tensors.items():
+            role, name = (given, full_name) if given else _part_of(full_name)
+            if given is None and role in own_files:
+                continue  # a file of its own takes the place of what is in the checkpoint
+            tensors.setdefault(role, []).append((name, info.shape, info.bytes))
+            dtypes.setdefault(role, Counter())[info.dtype] += info.bytes
+    return tuple(
+        _size(role, tensors[role], dtypes[role]) for role in get_args(Role) if role in tensors
+    )
+
+
+def _part_of(name: str) -> tuple[Role, str]:
+    for prefix, role in _PREFIXES:
+        if name.startswith(prefix):
+            return role, name[len(prefix) :]
+    return "diffusion_model", name
+
+
+def _size(
+    role: Role, tensors: list[tuple[str, tuple[int, ...], int]], dtypes: Counter[str]
+) -> PartSize:
+    stored = sum(size for _, _, size in tensors)
+    count = sum(math.prod(shape) for _, shape, _ in tensors)
+    most = max(dtypes, key=dtypes.__getitem__)
+    small = int8_bytes(role, tensors) if role != "vae" else stored
+    on_cpu = count * _CPU_ITEM if role == "diffusion_model" else stored
+    return PartSize(role, _SAFETENSORS.get(most, most), stored, on_cpu, min(small, stored))
+
+
+def is_quantized(header: SafetensorsHeader) -> bool:
+    """Whether a file's weights are in 8 bits or less already."""
+    if any(name.endswith(_QUANTIZED) for name in header.tensors):
+        return True
+    small = sum(t.bytes for t in header.tensors.values() if t.bytes < 2 * math.prod(t.shape))
+    return 2 * small > sum(tensor.bytes for tensor in header.tensors.values())
+
+
+def allocate(
+    plan: MemoryPlan,
+    parts: Sequence[PartSize],
+    free: FreeMemory,
+    *,
+    name: str,
+    quantized: bool,
+    supported: Sequence[str],
+) -> Allocation:
+    """Which data type to load a model in. Pure.
+
+    A plan's own weight_dtype is taken as it is. `auto` leaves the choice to ComfyUI unless memory
+    is short: when the model does not fit into the RAM that is free, or its diffusion model not
+    into VRAM where ComfyUI does not stream weights by itself, and int8 helps.
+
+    Args:
+        parts: as `part_sizes` gives them.
+        free: what can be had now; VRAM with what ComfyUI would make room in.
+        name: of the model, for messages.
+        quantized: `is_quantized` of one of its files.
+        supported: torch's names of what this machine can load, and int8 if it can.
+
+    Raises:
+        SettingError: the plan's data type is not supported here, or the file is quantized
+            already.
+    """
+    wanted = plan.weight_dtype
+    dtype = _TORCH_NAMES[wanted]
+    reason = None
+    if wanted != "auto":
+        if dtype not in supported:
+            raise SettingError(
+                f"weight_dtype {wanted} does not work on this device. Set it to auto in "
+                "MemoryStrategy."
+            )
+        if quantized:
+            raise SettingError(
+                f"The weights of {name} are quantized already, so weight_dtype {wanted} cannot be "
+                "made from them. Set it to auto in MemoryStrategy, or load a full file."
+            )
+    elif not quantized and "int8" in supported and (reason := _short(plan, parts, free)):
+        wanted = dtype = "int8"
+    return Allocation(wanted, dtype, tuple(_row(part, dtype, plan) for part in parts), reason)
+
+
+def _short(plan: MemoryPlan, parts: Sequence[PartSize], free: FreeMemory) -> str | None:
+    on_cpu = plan.device.kind == "cpu"
+    whole = sum(part.cpu_bytes if on_cpu else part.bytes for part in parts)
+    if whole > free.ram:
+        return (
+            f"the model takes {human_bytes(whole)} of RAM, and {human_bytes(free.ram)} can be had"
+        )
+    if plan.device.kind not in OWN_MEMORY or plan.dynamic_vram:
+        return None
+    room = free.vram - _WORKING_BYTES
+    diffusion = next((part for part in parts if part.role == "diffusion_model"), None)
+    if diffusion is None or diffusion.bytes <= room or diffusion.int8_bytes > room:
+        return None
+    return (
+        f"the diffusion model takes {human_bytes(diffusion.bytes)} of VRAM, and "
+        f"{human_bytes(max(0, room))} can be had beside what computing needs; at int8 it fits"
+    )
+
+
+def _row(part: PartSize, dtype: str | None, plan: MemoryPlan) -> Row:
+    own_memory = plan.device.kind in OWN_MEMORY
+    where = f"RAM, {plan.device.name} while it runs" if own_memory else "RAM"
+    on_cpu = plan.device.kind == "cpu"
+    if dtype == "int8" and part.role != "vae":
+        return Row(part.role, dtype, part.int8_bytes, where)
+    if part.role != "diffusion_model" or (dtype is None and not on_cpu):
+        return Row(part.role, part.dtype, part.bytes, where)
+    if dtype is None:
+        return Row(part.role, "float32", part.cpu_bytes, where)
+    item = 1 if dtype.startswith("float8") else 2
+    return Row(part.role, dtype, part.cpu_bytes // _CPU_ITEM * item, where)
+
+
+def table(allocation: Allocation) -> str:
+    """The allocation for people, one part a line, and the sum."""
+    lines = [
+        f"{row.role.replace('_', ' ')}: {row.dtype}, {human_bytes(row.bytes)}, {row.where}"
+        for row in allocation.rows
+    ]
+    total = human_bytes(sum(row.bytes for row in allocation.rows))
+    if allocation.reason:
+        lines.append(f"At int8, because {allocation.reason}.")
+    return "\n".join([*lines, f"Together: {total}"])

@@ -1,0 +1,129 @@
+"""Weight-only int8: which weights, and how. Pure; needs torch, so loaded when first used.
+
+A weight W of N output channels becomes int8 codes and N scales, W ~ codes * scale, with
+scale = max |W| of the channel / 127: symmetric quantization per output channel, as in
+Krishnamoorthi's whitepaper, arXiv:1806.08342, section 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..errors import ModelFileError
+
+_LEVELS = 127
+_CHUNK = 4_000_000  # elements worked on at a time, so that no float copy of a weight is held
+_RANKS = (2, 4)  # Linear and Conv2d
+
+
+class Int8Weight(NamedTuple):
+    """A weight of any shape [N, ...] as int8."""
+
+    codes: torch.Tensor
+    """int8, [N, ...], in [-127, 127]."""
+    scale: torch.Tensor
+    """float32, [N, 1, ...] with as many dimensions as `codes`; never 0."""
+
+
+def kept_because(part: str, name: str, shape: tuple[int, ...]) -> str | None:
+    """Why a weight stays as it is when its model is loaded at int8; None if it becomes int8.
+
+    Args:
+        part: `diffusion_model` or `text_encoder`.
+        name: of the weight within its part, as ComfyUI names it, e.g. `input_blocks.0.0.weight`.
+    """
+    if not name.endswith(".weight") or len(shape) not in _RANKS:
+        return "Only the weights of Linear and Conv2d layers become int8."
+    rules = _rules()
+    if math.prod(shape) < rules.least_elements:
+        return rules.reason
+    for rule in rules.keep:
+        if rule.part == part and rule.pattern.match(name):
+            return rule.reason
+    return None
+
+
+def quantize(part: str, name: str, weight: torch.Tensor) -> Int8Weight | None:
+    """The weight as int8, or None where `kept_because` says why not.
+
+    Raises:
+        ModelFileError: the weight holds NaN or infinity.
+    """
+    if kept_because(part, name, tuple(weight.shape)) is not None:
+        return None
+    if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+        return None
+    return quantize_rows(weight, name)
+
+
+def quantize_rows(weight: torch.Tensor, name: str = "the weight") -> Int8Weight:
+    """Any floating-point weight [N, ...] as int8 with a scale for each of its N rows.
+
+    Works through the weight in pieces: beside the result only a few MB are held.
+
+    Raises:
+        ModelFileError: the weight holds NaN or infinity.
+    """
+    rows = weight.shape[0]
+    step = max(1, _CHUNK // max(1, math.prod(weight.shape[1:])))
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scale = torch.empty(rows, dtype=torch.float32)
+    for start in range(0, rows, step):
+        piece = weight[start : start + step].to("cpu", torch.float32)
+        piece = piece.reshape(len(piece), -1)
+        largest = piece.abs().amax(dim=1)
+        if not torch.isfinite(largest).all():
+            raise ModelFileError(
+                f"{name} holds NaN or infinity, so the file is damaged. Download it again."
+            )
+        # A row of zeros has no scale of its own; the smallest float has no inverse.
+        own = torch.where(largest > 1e-30, largest / _LEVELS, torch.ones_like(largest))
+        scale[start : start + step] = own
+        rounded = (piece / own[:, None]).round_().clamp_(-_LEVELS, _LEVELS)
+        codes[start : start + step] = rounded.to(torch.int8).reshape(
+            codes[start : start + step].shape
+        )
+    return Int8Weight(codes, scale.reshape(rows, *(1 for _ in weight.shape[1:])))
+
+
+def int8_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> int:
+    """Bytes that a part's tensors take at int8, from the file's header alone.
+
+    Args:
+        tensors: name within the part, shape, and bytes as stored.
+    """
+    return sum(
+        stored if kept_because(part, name, shape) is not None else math.prod(shape) + 4 * shape[0]
+        for name, shape, stored in tensors
+    )
+
+
+class _Rule(NamedTuple):
+    part: str
+    pattern: re.Pattern[str]
+    reason: str
+
+
+class _Rules(NamedTuple):
+    least_elements: int
+    reason: str
+    keep: tuple[_Rule, ...]
+
+
+@functools.cache
+def _rules() -> _Rules:
+    data = json.loads(Path(__file__).with_name("quantization.json").read_text(encoding="utf-8"))
+    least = data["least_elements"]
+    return _Rules(
+        least["value"],
+        least["reason"],
+        tuple(_Rule(r["part"], re.compile(r["pattern"]), r["reason"]) for r in data["keep"]),
+    )

@@ -1,0 +1,184 @@
+"""What to load in which data type, from headers, the plan and free memory."""
+
+from __future__ import annotations
+
+import pytest
+from intelligent_generation.core.catalog import SafetensorsHeader, TensorInfo
+from intelligent_generation.core.errors import SettingError
+from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory
+from intelligent_generation.core.memory.allocation import (
+    PartSize,
+    allocate,
+    is_quantized,
+    part_sizes,
+    table,
+)
+from intelligent_generation.core.plan import MemoryPlan
+
+GIB = 2**30
+ALL = ("float16", "bfloat16", "float8_e4m3fn", "int8")
+
+# Parameters of the parts, from the papers and model cards: SD 1.5's UNet 860 M (CompVis model
+# card), SDXL's 2.6 B (arXiv:2307.01952), Flux 12 B (Black Forest Labs), Qwen-Image 20 B
+# (arXiv:2508.02324); int8 takes half of fp16 and what stays.
+MODELS = {"sd15": (0.86, 0.12), "sdxl": (2.57, 0.82), "flux": (11.9, 4.9), "qwen": (20.4, 7.6)}
+
+
+def parts(name: str) -> tuple[PartSize, ...]:
+    diffusion, text = (int(billions * 1e9) for billions in MODELS[name])
+    return (
+        PartSize("diffusion_model", "float16", 2 * diffusion, 4 * diffusion, int(1.01 * diffusion)),
+        PartSize("text_encoder", "float16", 2 * text, 2 * text, int(1.05 * text)),
+        PartSize("vae", "float16", 170_000_000, 170_000_000, 170_000_000),
+    )
+
+
+def machine(vram: float, *, kind: str = "cuda", ram: float = 64, dynamic: bool = False) -> Machine:
+    return Machine("Test Card", kind, int(vram * GIB), int(ram * GIB), dynamic, "NORMAL_VRAM")
+
+
+def chosen(
+    name: str,
+    vram: float,
+    *,
+    ram: float = 64,
+    kind: str = "cuda",
+    dynamic: bool = False,
+    weight_dtype: str = "auto",
+    quantized: bool = False,
+    supported: tuple[str, ...] = ALL,
+):
+    plan: MemoryPlan = plan_memory(
+        machine(vram, kind=kind, ram=ram, dynamic=dynamic), weight_dtype=weight_dtype
+    )
+    free = FreeMemory(int(vram * GIB), int(ram * GIB))
+    return allocate(
+        plan, parts(name), free, name="a model", quantized=quantized, supported=supported
+    )
+
+
+def tensors(**shapes: tuple[str, tuple[int, ...]]) -> SafetensorsHeader:
+    size = {"F16": 2, "F32": 4, "F8_E4M3": 1, "I8": 1}
+    table = {}
+    for name, (dtype, shape) in shapes.items():
+        count = 1
+        for side in shape:
+            count *= side
+        table[name] = TensorInfo(dtype, shape, count * size[dtype])
+    return SafetensorsHeader({}, table)
+
+
+@pytest.mark.parametrize(
+    ("name", "vram", "dtype"),
+    [
+        ("sd15", 4, None),
+        ("sd15", 24, None),
+        ("sdxl", 4, "int8"),
+        ("sdxl", 8, None),
+        ("flux", 12, None),  # int8 would not fit whole either: ComfyUI streams what it must
+        ("flux", 16, "int8"),
+        ("flux", 24, None),
+        ("qwen", 16, None),
+        ("qwen", 24, "int8"),
+    ],
+)
+def test_auto_takes_int8_where_it_makes_the_model_fit_and_only_there(name, vram, dtype):
+    allocation = chosen(name, vram)
+    assert allocation.dtype == dtype
+    assert (allocation.reason is not None) == (dtype == "int8")
+    assert allocation.weight_dtype == (dtype or "auto")
+
+
+def test_auto_leaves_hosts_alone_that_stream_weights():
+    assert chosen("flux", 16, dynamic=True).dtype is None
+
+
+def test_auto_takes_int8_when_ram_is_short_whatever_the_card():
+    allocation = chosen("flux", 24, ram=24, dynamic=True)
+    assert allocation.dtype == "int8"
+    assert allocation.reason
+    assert "RAM" in allocation.reason
+    assert "24.0 GiB can be had" in allocation.reason
+
+
+def test_on_a_cpu_the_model_is_counted_in_float32():
+    assert chosen("sdxl", 16, kind="cpu", ram=16).dtype is None
+    assert chosen("sdxl", 11, kind="cpu", ram=11).dtype == "int8"
+    rows = {row.role: row for row in chosen("sdxl", 16, kind="cpu", ram=16).rows}
+    assert rows["diffusion_model"].dtype == "float32"
+    assert rows["diffusion_model"].bytes == 4 * 2_570_000_000
+    assert rows["diffusion_model"].where == "RAM"
+
+
+@pytest.mark.parametrize(
+    ("weight_dtype", "dtype", "item"),
+    [("fp16", "float16", 2), ("bf16", "bfloat16", 2), ("fp8", "float8_e4m3fn", 1)],
+)
+def test_a_data_type_that_was_chosen_is_taken_however_much_room_there_is(weight_dtype, dtype, item):
+    for vram in (2, 80):
+        allocation = chosen("sdxl", vram, weight_dtype=weight_dtype)
+        assert (allocation.dtype, allocation.reason) == (dtype, None)
+        assert allocation.weight_dtype == weight_dtype
+        (row,) = (row for row in allocation.rows if row.role == "diffusion_model")
+        assert (row.dtype, row.bytes) == (dtype, item * 2_570_000_000)
+
+
+def test_int8_covers_the_text_encoders_and_not_the_vae():
+    rows = {row.role: row for row in chosen("sdxl", 24, weight_dtype="int8").rows}
+    assert rows["diffusion_model"].dtype == rows["text_encoder"].dtype == "int8"
+    assert rows["vae"].dtype == "float16"
+    assert rows["vae"].bytes == 170_000_000
+
+
+def test_what_the_device_cannot_do_is_refused():
+    with pytest.raises(SettingError, match="weight_dtype fp8 does not work on this device"):
+        chosen("sdxl", 24, weight_dtype="fp8", supported=("float16", "bfloat16", "int8"))
+    assert chosen("sdxl", 4, supported=("float16",)).dtype is None
+
+
+@pytest.mark.parametrize("weight_dtype", ["fp16", "fp8", "int8"])
+def test_a_quantized_file_is_taken_as_it_is_or_refused(weight_dtype: str):
+    with pytest.raises(SettingError, match="a model are quantized already"):
+        chosen("sdxl", 24, weight_dtype=weight_dtype, quantized=True)
+    assert chosen("sdxl", 4, quantized=True).dtype is None
+
+
+def test_quantized_files_are_told_from_full_ones():
+    assert not is_quantized(tensors(**{"a.weight": ("F16", (9, 9)), "a.bias": ("F32", (9,))}))
+    assert not is_quantized(tensors(**{"a.weight": ("F16", (9, 9)), "mask": ("I8", (9,))}))
+    assert is_quantized(tensors(**{"a.weight": ("F8_E4M3", (9, 9)), "b.weight": ("F16", (9,))}))
+    assert is_quantized(tensors(**{"a.weight": ("F16", (9, 9)), "a.comfy_quant": ("I8", (9,))}))
+
+
+def test_the_parts_of_a_checkpoint_are_told_apart_and_files_of_their_own_take_their_place():
+    checkpoint = tensors(
+        **{
+            "model.diffusion_model.input_blocks.1.0.in_layers.2.weight": ("F16", (320, 320, 3, 3)),
+            "model.diffusion_model.time_embed.0.weight": ("F16", (1280, 320)),
+            "conditioner.embedders.0.a.weight": ("F16", (512, 512)),
+            "first_stage_model.decoder.weight": ("F32", (100,)),
+            "alphas_cumprod": ("F32", (1000,)),
+        }
+    )
+    sizes = {part.role: part for part in part_sizes([(None, checkpoint)])}
+    convolution, embedding = 320 * 320 * 9, 1280 * 320
+    assert sizes["diffusion_model"].bytes == 2 * (convolution + embedding) + 4000
+    assert sizes["diffusion_model"].int8_bytes == convolution + 4 * 320 + 2 * embedding + 4000
+    assert sizes["text_encoder"].int8_bytes == 512 * 512 + 4 * 512
+    assert sizes["vae"] == PartSize("vae", "float32", 400, 400, 400)
+
+    one, two = (tensors(**{"b.weight": ("F16", (size, size))}) for size in (300, 400))
+    headers = [(None, checkpoint), ("text_encoder", one), ("text_encoder", two)]
+    sizes = {part.role: part for part in part_sizes(headers)}
+    assert sizes["text_encoder"].bytes == 2 * (300 * 300 + 400 * 400)
+    assert sizes["vae"].bytes == 400
+
+
+def test_the_table_tells_part_type_bytes_place_and_reason():
+    text = table(chosen("sdxl", 4))
+    lines = text.splitlines()
+    assert lines[0] == "diffusion model: int8, 2.4 GiB, RAM, Test Card while it runs"
+    assert lines[1].startswith("text encoder: int8, ")
+    assert lines[2].startswith("vae: float16, 162.1 MiB")
+    assert lines[3].startswith("At int8, because the diffusion model takes 4.8 GiB of VRAM")
+    assert lines[4].startswith("Together: ")
