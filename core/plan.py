@@ -41,9 +41,10 @@ StyleIntent = Literal["ANIME", "PHOTOREAL", "ARTISTIC", "GENERAL"]
 ContentIntent = Literal["CHARACTER", "PORTRAIT", "LANDSCAPE", "SCENE", "OBJECT", "ABSTRACT"]
 QualityIntent = Literal["LOW", "MEDIUM", "HIGH"]
 PromptSyntax = Literal["comfy", "a1111"]
-Priority = Literal["SPEED", "BALANCED", "QUALITY"]
+Priority = Literal["SPEED", "BALANCED", "QUALITY", "MEMORY"]
 Mode = Literal["AUTO", "MANUAL"]
 SaveTarget = Literal["output", "temp", "off"]
+WeightDtype = Literal["auto", "fp16", "bf16", "fp8", "int8"]
 
 _Object = TypeVar("_Object", bound="PlanObject")
 
@@ -105,9 +106,10 @@ class PlanObject(_Frozen):
 
 
 class Notice(_Frozen):
-    """Something the person should know. Errors are raised instead; a notice never stops a run."""
+    """Something the person should know. It never stops a run; what must stop one is raised."""
 
-    level: Literal["info", "warning"]
+    level: Literal["info", "warning", "error"]
+    """error: what was asked for could not be had, and what was done instead."""
     code: str
     """Stable machine name, snake_case, e.g. `lora_keys_unmatched`."""
     message: str
@@ -243,7 +245,12 @@ class ModelInfo(PlanObject):
     trained_size: tuple[PositiveInt, PositiveInt] | None = None
     """Width and height in pixels that the model was trained at, as its header says; None when it
     does not, and its family's own size holds."""
+    nearest: str | None = None
+    """Of an unknown family: the family whose tensors are most like this model's. Sampling starts
+    from its figures; LoRAs do not go by it."""
     parts: tuple[ModelPart, ...] = ()
+    weight_dtype: WeightDtype = "auto"
+    """What its weights were loaded in; auto: as ComfyUI chose from the file and the device."""
     carried_patches: Annotated[int, Field(ge=0)] = 0
     """Changes that other nodes had made when MODEL and CLIP came in: patches of LoRAs and merges,
     options, replaced parts. The record cannot say what they were."""
@@ -332,9 +339,71 @@ class Reason(_Frozen):
 
     field: str
     value: str
-    source: Literal["family", "intent", "complexity", "priority", "user", "lora", "machine"]
+    source: Literal[
+        "family", "intent", "complexity", "priority", "user", "lora", "machine", "limit", "ratings"
+    ]
+    """limit: a limit of time or memory changed it; ratings: those of earlier images did."""
     text: str
     """One sentence, with the source of the figure."""
+
+
+Side = Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
+"""Width or height of an image in pixels."""
+
+
+class SecondPass(_Frozen):
+    """The first image scaled up and sampled once more, as the stock graph of two KSamplers does."""
+
+    width: Side
+    height: Side
+    space: Literal["latent", "image"] = "latent"
+    """What is scaled: the latent (LatentUpscale), or the decoded image (ImageScale), which is
+    encoded again."""
+    method: str = "nearest-exact"
+    """How LatentUpscale or ImageScale interpolates, e.g. `bicubic`."""
+    steps: Annotated[int, Field(ge=1, le=10000)]
+    denoise: Annotated[float, Field(gt=0.0, le=1.0)]
+    cfg: Annotated[float, Field(ge=0.0, le=100.0)]
+    sampler: str
+    scheduler: str
+
+
+class Estimate(_Frozen):
+    """What a plan is expected to give and to take on this machine."""
+
+    quality: UnitInterval
+    """How near the plan comes to what experts use when nothing limits them."""
+    fidelity: UnitInterval
+    """How much of what the prompt asks for (detail, shape) the plan leaves room for."""
+    seconds: Annotated[float, Field(ge=0.0)]
+    """Loading of models not counted."""
+    memory_bytes: Annotated[int, Field(ge=0)]
+    """Peak on the device that samples: VRAM, or RAM on a CPU."""
+    runs: Annotated[int, Field(ge=0)] = 0
+    """Measured runs of this very configuration behind the figures; 0: worked out from the model's
+    size, the machine's speed, and runs of other configurations."""
+    error: Annotated[float, Field(ge=0.0)] | None = None
+    """How far off the predicted times of those runs were: median share of the measured time."""
+
+
+class Alternative(_Frozen):
+    """A plan that no other one beats in quality, fidelity, time and memory at once."""
+
+    steps: int
+    sampler: str
+    scheduler: str
+    width: int
+    height: int
+    second_pass: bool
+    quality: float
+    fidelity: float
+    seconds: float
+    memory_bytes: int
+    chosen: bool = False
+
+
+FRONT_SIZE = 8
+"""Alternatives kept in a plan at most."""
 
 
 class SamplingPlan(PlanObject):
@@ -346,6 +415,7 @@ class SamplingPlan(PlanObject):
         "cfg",
         "sampler",
         "scheduler",
+        "sigmas",
         "width",
         "height",
         "batch_size",
@@ -353,6 +423,7 @@ class SamplingPlan(PlanObject):
         "clip_skip",
         "guidance",
         "shift",
+        "second_pass",
     )
     """The fields that change the image; the others say why."""
 
@@ -364,8 +435,12 @@ class SamplingPlan(PlanObject):
     """A ComfyUI sampler name, e.g. `dpmpp_2m`."""
     scheduler: str
     """A ComfyUI scheduler name, e.g. `karras`."""
-    width: Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
-    height: Annotated[int, Field(ge=16, le=16384, multiple_of=8)]
+    sigmas: str | None = None
+    """ComfyUI's scheduler node that spaces the steps in place of `scheduler`, e.g.
+    `Flux2Scheduler`; `scheduler` is then what comes nearest to it in a KSampler. None, or a
+    denoise below 1: `scheduler` spaces them."""
+    width: Side
+    height: Side
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 1
     denoise: UnitInterval = 1.0
     clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
@@ -375,7 +450,16 @@ class SamplingPlan(PlanObject):
     """Embedded (distilled) guidance for models that take it, such as Flux dev; None otherwise."""
     shift: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
     """Flow-matching time shift; None leaves the model's own."""
+    second_pass: SecondPass | None = None
     priority: Priority = "BALANCED"
+    max_seconds: Annotated[float, Field(gt=0.0)] | None = None
+    """The user's limit of time."""
+    max_memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    """The user's limit of VRAM (of RAM on a CPU)."""
+    estimate: Estimate | None = None
+    """None in plans that were made without knowing the machine."""
+    front: Annotated[tuple[Alternative, ...], Field(max_length=FRONT_SIZE)] = ()
+    """The best trade-offs, fastest first, the chosen plan among them."""
     strategy: str
     """Name of the row and rule that made the plan, e.g. `sdxl + QUALITY`."""
     confidence: UnitInterval
@@ -403,6 +487,8 @@ class MemoryPlan(PlanObject):
 
     strategy: Literal["AUTO"] = "AUTO"
     """AUTO: ComfyUI's own memory management is left alone."""
+    weight_dtype: WeightDtype = "auto"
+    """What models are loaded in. auto: as ComfyUI chooses; int8 where memory is short."""
     device: DeviceMemory
     ram_total_bytes: Annotated[int, Field(ge=0)]
     dynamic_vram: bool
@@ -454,6 +540,35 @@ class Timings(_Frozen):
     encode: float
     sample: float
     decode: float
+    refine: float = 0.0
+    """The second pass, with scaling up."""
+
+    @property
+    def total(self) -> float:
+        return self.loras + self.encode + self.sample + self.decode + self.refine
+
+
+class RunCost(_Frozen):
+    """What a run was predicted to take, and what it took."""
+
+    predicted_seconds: Annotated[float, Field(ge=0.0)]
+    seconds: Annotated[float, Field(ge=0.0)]
+    predicted_memory_bytes: Annotated[int, Field(ge=0)]
+    memory_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Measured peak on the device that samples; None where it cannot be read."""
+    runs: Annotated[int, Field(ge=0)]
+    """Earlier runs of the same configuration that the prediction rests on."""
+
+    @property
+    def time_error(self) -> float:
+        """Predicted over measured time, less 1: 0.1 is 10 % too long."""
+        return self.predicted_seconds / max(self.seconds, 1e-9) - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """Likewise for memory."""
+        measured = self.memory_bytes
+        return None if not measured else self.predicted_memory_bytes / measured - 1
 
 
 class Generation(PlanObject):
@@ -472,6 +587,8 @@ class Generation(PlanObject):
     images: tuple[ImageFile, ...] = ()
     """Empty when saving was off."""
     timings: Timings
+    cost: RunCost | None = None
+    """None in records of earlier versions."""
     explanation: str
     differences: tuple[str, ...] = ()
     """MANUAL: what AUTO would have done otherwise."""

@@ -20,7 +20,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import host
-from .catalog import Catalog, DiskCache, ModelSearch, SearchResult, lora_fit
+from .catalog import (
+    BackgroundScan,
+    Catalog,
+    CleanupPlan,
+    CleanupReport,
+    DiskCache,
+    Edit,
+    ModelSearch,
+    ScanStatus,
+    SearchResult,
+    accelerator,
+    lora_fit,
+)
+from .catalog import Limits as CacheLimits
 from .errors import (
     IntelligentGenerationError,
     LoraError,
@@ -61,7 +74,7 @@ from .hubs import (
 )
 from .hubs.civitai import ENDPOINT as CIVITAI
 from .hubs.huggingface import ENDPOINT as HUGGINGFACE
-from .learning import NOT_RATED, record_rating, revision
+from .learning import NOT_RATED, rated_settings, record_rating, revision
 from .memory import (
     LoadedModel,
     ModelChoice,
@@ -84,17 +97,34 @@ from .plan import (
     Notice,
     PlanObject,
     PromptAnalysis,
+    RunCost,
     SamplingPlan,
+    Timings,
 )
 from .recommending import (
-    DEFAULT_WEIGHT,
     RecommendSettings,
     UserLora,
+    default_strength,
     recommend,
     with_user_loras,
 )
 from .storage import Database
-from .tuning import SamplingOverrides, optimize
+from .tuning import (
+    NO_LIMITS,
+    Costs,
+    Limits,
+    Measured,
+    SamplingOverrides,
+    Speed,
+    Work,
+    add_run,
+    cost_revision,
+    machine_speed,
+    measured_runs,
+    model_key,
+    optimize,
+    work_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -162,6 +192,8 @@ class Services:
         self._hashing: dict[Path, threading.Thread] = {}
         self._fetcher: Fetcher | None = None
         self._search: ModelSearch | None = None
+        self._scan: BackgroundScan | None = None
+        self._cleanup: tuple[str, CleanupPlan] | None = None
         self._first_seen: dict[str, tuple[ModelChoice, str]] = {}
 
     # ------------------------------------------------------------------ data
@@ -191,6 +223,10 @@ class Services:
         """Changes when a rating is added or changed."""
         return revision(self.database)
 
+    def cost_revision(self) -> str:
+        """Changes when a run takes another time than was predicted for it."""
+        return cost_revision(self.database)
+
     # ------------------------------------------------------------------ hubs
 
     @property
@@ -199,13 +235,18 @@ class Services:
         return Credentials(host.user_directory() / "credentials")
 
     @property
+    def disk_cache(self) -> DiskCache:
+        """The files that the pack downloaded."""
+        return DiskCache(self.database, self.catalog, now=_utc_now)
+
+    @property
     def fetcher(self) -> Fetcher:
         with self._lock:
             if self._fetcher is None:
                 addresses = hub_addresses()
                 self._fetcher = Fetcher(
                     self.catalog,
-                    DiskCache(self.database, self.catalog, now=_utc_now),
+                    self.disk_cache,
                     self.credentials,
                     host.model_folders,
                     civitai=addresses["civitai"],
@@ -227,6 +268,69 @@ class Services:
             hubs={hub: partial(clients[hub].search, allow_nsfw=rules.allow_nsfw) for hub in hubs},
             rules=rules,
         )
+
+    # ------------------------------------------------------------------ catalog
+
+    def start_scan(self, *, hash_files: bool = False, ask_civitai: bool = False) -> bool:
+        """Read the model folders in the background; whether that began, as one scan runs at once.
+
+        Args:
+            hash_files: also hash the LoRA files whose hash is not known.
+            ask_civitai: then send the known hashes to CivitAI, to learn what it knows of the files.
+        """
+        with self._lock:
+            if self._scan is not None and not self._scan.join(0):
+                return False
+            by_hashes = self.fetcher.civitai().by_hashes if ask_civitai else None
+            self._scan = BackgroundScan(self.catalog, hash_files=hash_files, by_hashes=by_hashes)
+            return self._scan.start()
+
+    def stop_scan(self) -> None:
+        """End the scan at the next file or block."""
+        with self._lock:
+            if self._scan is not None:
+                self._scan.stop()
+
+    def scan_status(self) -> ScanStatus:
+        with self._lock:
+            return ScanStatus("idle") if self._scan is None else self._scan.status
+
+    def lora_edit(self, name: str) -> Edit:
+        """What the user says of a LoRA. Raises ModelFileError: there is no such file."""
+        return self.catalog.edit_of(FileRef(folder="loras", name=name))
+
+    def edit_lora(self, name: str, trigger_words: Any, weight: Any) -> Edit:
+        """Keep what the user says of a LoRA; None leaves a field to the other sources.
+
+        Raises:
+            ModelFileError: there is no such file.
+            SettingError: the trigger words are no texts, or the weight is no strength.
+        """
+        edit = made_edit(trigger_words, weight)
+        self.catalog.edit(FileRef(folder="loras", name=name), edit)
+        return edit
+
+    def plan_cleanup(self, limits: CacheLimits) -> tuple[str, CleanupPlan]:
+        """What keeping the downloaded files to the limits would take, and an id to do it by."""
+        plan = self.disk_cache.plan(limits)
+        with self._lock:
+            self._cleanup = (uuid.uuid4().hex, plan)
+            return self._cleanup
+
+    def clean_up(self, plan_id: str) -> CleanupReport:
+        """Do what the last `plan_cleanup` listed, less what changed since.
+
+        Raises:
+            SettingError: that plan is not the last one, or was done already.
+        """
+        with self._lock:
+            if self._cleanup is None or self._cleanup[0] != plan_id:
+                raise SettingError(
+                    "This is not the last dry run, or it was done already. Ask for a new one."
+                )
+            _, plan = self._cleanup
+            self._cleanup = None
+        return self.disk_cache.clean(plan)
 
     # ------------------------------------------------------------------ models
 
@@ -290,17 +394,25 @@ class Services:
         files = [choice.model, *choice.text_encoders, *filter(None, [choice.vae])]
         return repr([host.file_stamp(file.folder, file.name) for file in files])
 
-    def load_model(self, choice: ModelChoice) -> LoadedModel:
-        """Load the chosen model; its files are hashed in the background for the record."""
-        loaded = load_model(choice, self.catalog)
+    def load_model(self, choice: ModelChoice, plan: MemoryPlan | None = None) -> LoadedModel:
+        """Load the chosen model by the memory plan, the machine's own where None; its files are
+        hashed in the background for the record."""
+        machine = host.HostMachine()
+        loaded = load_model(
+            choice,
+            self.catalog,
+            plan or plan_memory(read_machine(machine)),
+            free=lambda: read_free(machine, evictable=host.evictable_vram()),
+            show=_show_allocation,
+        )
         for file in loaded.info.files:
             self._hash_in_background(self.catalog.path(file))
         return loaded
 
-    def plan_memory(self, strategy: str) -> tuple[MemoryPlan, str]:
+    def plan_memory(self, strategy: str, weight_dtype: str) -> tuple[MemoryPlan, str]:
         """The memory policy of this machine and a report for people."""
         machine = host.HostMachine()
-        plan = plan_memory(read_machine(machine), strategy=strategy)
+        plan = plan_memory(read_machine(machine), strategy=strategy, weight_dtype=weight_dtype)
         text = report(plan, read_free(machine))
         log.info("Intelligent Generation: %s", text)
         return plan, text
@@ -333,18 +445,34 @@ class Services:
         priority: Any = "BALANCED",
         batch_size: int = 1,
         lora_plan: LoraPlan | None = None,
+        task: Any = "t2i",
         overrides: SamplingOverrides = NO_OVERRIDES,
+        limits: Limits = NO_LIMITS,
+        second_pass: Any = "auto",
     ) -> SamplingPlan:
         """The sampling plan for a prompt and a model (ModelInfo or MODEL)."""
+        info = self._info(model)
         return optimize(
             analysis,
-            self._info(model),
+            info,
             priority=priority,
             overrides=overrides,
+            wish=second_pass,
+            costs=self._costs(info),
+            limits=limits,
+            ratings=rated_settings(
+                self.database,
+                family=info.family,
+                variant=info.variant,
+                style=analysis.intent.style,
+                priority=priority,
+            ),
             batch_size=batch_size,
             accelerators=self._accelerators(lora_plan),
+            task=task,
             samplers=host.sampler_names(),
             schedulers=host.scheduler_names(),
+            sigma_nodes=host.sigma_nodes(),
         )
 
     def fetch_loras(
@@ -417,7 +545,17 @@ class Services:
         """
         plan, differences = self._decide(request)
         host.check_interrupt()
+        costs = self._costs(plan.model)
+        work = work_of(plan.sampling, plan.memory.strategy if plan.memory else "AUTO")
+        predicted = costs(work)
         sampled = run(plan, request.model, request.clip, request.vae, locate=self._locate)
+        cost = RunCost(
+            predicted_seconds=predicted.seconds,
+            seconds=sampled.timings.total,
+            predicted_memory_bytes=predicted.memory_bytes,
+            memory_bytes=sampled.memory_bytes,
+            runs=predicted.runs,
+        )
         skipped = (*plan.loras.skipped, *sampled.loras.skipped)
         notices = (
             *plan.analysis.notices,
@@ -434,6 +572,7 @@ class Services:
             plan=plan,
             applied=sampled.loras.applied,
             timings=sampled.timings,
+            cost=cost,
             explanation=explain(
                 plan,
                 mode=request.mode,
@@ -441,6 +580,7 @@ class Services:
                 notices=notices,
                 differences=differences,
                 timings=sampled.timings,
+                cost=cost,
             ),
             differences=differences,
             notices=notices,
@@ -448,6 +588,14 @@ class Services:
             host=host.describe(),
         )
         generation = self._save(request, generation, sampled.image)
+        measured = _measured(plan.model, work, costs, cost, sampled.timings)
+        add_run(
+            self.database,
+            generation.id,
+            host.machine_key(),
+            measured,
+            now=datetime.now(timezone.utc),
+        )
         return SamplerResult(sampled.image, sampled.latent, generation)
 
     def _decide(self, request: SamplerRequest) -> tuple[GenerationPlan, tuple[str, ...]]:
@@ -544,6 +692,13 @@ class Services:
             notices.append(
                 Notice(level="warning", code="other_model_than_planned", message=message)
             )
+        if info.files and plan.model.weight_dtype != info.weight_dtype:
+            message = (
+                f"The plan was made with weights in {plan.model.weight_dtype}, and they are in "
+                f"{info.weight_dtype} now. The image will differ slightly. Set weight_dtype in "
+                "MemoryStrategy to change that."
+            )
+            notices.append(Notice(level="warning", code="other_weight_dtype", message=message))
         info = info.model_copy(update={"notices": tuple(notices)})
         return plan.model_copy(update={"model": info})
 
@@ -621,6 +776,16 @@ class Services:
     def _info(self, model: Any) -> ModelInfo:
         return model if isinstance(model, ModelInfo) else describe_model(model)
 
+    def _costs(self, info: ModelInfo) -> Costs:
+        """What runs of a model cost here. The first call for a data type measures the machine."""
+        part = info.part("diffusion_model")
+        dtype = "float32" if part is None else part.dtype
+        machine = host.machine_key()
+        speed = machine_speed(
+            self.database, machine, dtype, measure=lambda: Speed(*host.measure_speed(dtype))
+        )
+        return Costs(info, speed, measured_runs(self.database, machine, model_key(info)))
+
     def _user_loras(
         self, analysis: PromptAnalysis, stack: Sequence[tuple[str, float, float]]
     ) -> list[UserLora]:
@@ -656,7 +821,7 @@ class Services:
             entry = self.catalog.lora_by_name(file.name)
             authors = entry.recommended_weight or 0.0
             # As with recommended ones, 0 and below gives no direction.
-            own = authors if authors > 0 else DEFAULT_WEIGHT
+            own = authors if authors > 0 else default_strength(len(references))
             strength = own if lora.strength is None else lora.strength
             loras.append(UserLora(entry, strength, strength, "reference"))
         return loras
@@ -666,12 +831,13 @@ class Services:
         return self.recommend(analysis, info, settings=RecommendSettings(max_loras=0))
 
     def _accelerators(self, plan: LoraPlan | None) -> tuple[str, ...]:
-        """Variants of the plan's acceleration LoRAs, such as lightning or lcm."""
+        """Variants of the plan's acceleration LoRAs, such as `lcm` or `lightning 4`."""
         if plan is None or not plan.loras:
             return ()
         variants = {e.file.name: e.variant for e in self.catalog.loras().entries if e.variant}
-        found = (variants.get(lora.file.name) for lora in plan.loras)
-        return tuple(variant for variant in found if variant is not None)
+        names = (lora.file.name for lora in plan.loras)
+        found = (accelerator(name, variants.get(name)) for name in names)
+        return tuple(one for one in found if one is not None)
 
     def _locate(self, file: FileRef) -> FileRef:
         return self.catalog.find(file, stop=host.check_interrupt)[0]
@@ -764,6 +930,23 @@ def lora_references(text: str) -> tuple[LoraReference, ...]:
     return read_lora_references(text, tuple(hub_addresses().values()))
 
 
+def made_edit(trigger_words: Any, weight: Any) -> Edit:
+    """What the user says of a LoRA, from JSON. Raises SettingError."""
+    if trigger_words is not None:
+        texts = isinstance(trigger_words, list) and all(
+            isinstance(word, str) and word.strip() for word in trigger_words
+        )
+        if not texts:
+            raise SettingError(f"trigger_words must be a list of texts, not {trigger_words!r}.")
+        trigger_words = tuple(word.strip() for word in trigger_words)
+    if weight is not None:
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not -100 <= weight <= 100:
+            raise SettingError(f"weight must be a strength from -100 to 100, not {weight!r}.")
+        weight = float(weight)
+    return Edit(trigger_words, weight)
+
+
 def hub_addresses() -> dict[Hub, str]:
     """Base addresses of the hubs: those of the environment, else the well-known ones."""
     return {
@@ -772,8 +955,29 @@ def hub_addresses() -> dict[Hub, str]:
     }
 
 
+def _show_allocation(text: str) -> None:
+    log.info("Intelligent Generation loads:\n%s", text)
+    host.show_text(text)
+
+
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
+
+
+def _measured(
+    model: ModelInfo, work: Work, costs: Costs, cost: RunCost, timings: Timings
+) -> Measured:
+    sampling = timings.sample + timings.refine
+    return Measured(
+        model=model_key(model),
+        configuration=work.configuration,
+        pixels=work.pixels,
+        worked_out=costs.worked_out(work),
+        sampling_seconds=sampling,
+        other_seconds=timings.total - sampling,
+        memory_bytes=cost.memory_bytes,
+        predicted_seconds=cost.predicted_seconds,
+    )
 
 
 def _made_for(planned: tuple[str, ...], segments: tuple[str, ...]) -> bool:

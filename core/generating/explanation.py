@@ -11,7 +11,9 @@ from ..plan import (
     Notice,
     PlannedLora,
     Reason,
+    RunCost,
     SamplingPlan,
+    SecondPass,
     SkippedLora,
     Timings,
 )
@@ -27,12 +29,14 @@ def explain(
     notices: Sequence[Notice],
     differences: Sequence[str],
     timings: Timings,
+    cost: RunCost | None = None,
 ) -> str:
     """The explanation as plain text, one finding a line, sections set apart by blank lines.
 
     Args:
         skipped: LoRAs left out, by the recommender or while applying.
         differences: MANUAL only: what AUTO would have chosen instead.
+        cost: what the run was predicted to take, and took.
     """
     sections = [
         [_summary(plan, mode)],
@@ -42,12 +46,12 @@ def explain(
         [f"Left out: {item.name}: {item.reason}" for item in skipped],
         [f"AUTO would have: {line}" for line in differences],
         [f"{_LEVEL[notice.level]}: {notice.message}" for notice in _unique(notices)],
-        [_performance(timings)],
+        [_performance(timings), *_prediction(cost)],
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
 
-_LEVEL = {"info": "Note", "warning": "Warning"}
+_LEVEL = {"info": "Note", "warning": "Warning", "error": "Error"}
 
 
 def _summary(plan: GenerationPlan, mode: Mode) -> str:
@@ -56,11 +60,20 @@ def _summary(plan: GenerationPlan, mode: Mode) -> str:
     count = len(plan.loras.loras)
     loras = "no LoRA" if count == 0 else f"{count} LoRA" + ("s" if count > 1 else "")
     batch = f", {sampling.batch_size} images" if sampling.batch_size > 1 else ""
+    spaced = sampling.sigmas or sampling.scheduler
+    again = f" and {_second(sampling.second_pass)}" if sampling.second_pass else ""
     return (
         f"{mode}: {model.name} ({family}), {loras}, {sampling.steps} steps of {sampling.sampler}/"
-        f"{sampling.scheduler}, CFG {sampling.cfg:g}, {sampling.width}×{sampling.height}{batch}, "
+        f"{spaced}, CFG {sampling.cfg:g}, {sampling.width}×{sampling.height}{again}{batch}, "
         f"seed {plan.seed}. Prompt complexity {plan.analysis.complexity:.2f} "
         f"({plan.analysis.complexity_band})."
+    )
+
+
+def _second(one: SecondPass) -> str:
+    return (
+        f"a second pass at {one.width}×{one.height} ({one.steps} steps of {one.sampler}/"
+        f"{one.scheduler}, denoise {one.denoise:g})"
     )
 
 
@@ -131,11 +144,29 @@ def _unique(notices: Sequence[Notice]) -> list[Notice]:
 
 
 def _performance(timings: Timings) -> str:
-    total = timings.loras + timings.encode + timings.sample + timings.decode
+    again = f"second pass {timings.refine:.2f}, " if timings.refine else ""
     return (
-        f"Time: {total:.2f} s (LoRAs {timings.loras:.2f}, text {timings.encode:.2f}, sampling "
-        f"{timings.sample:.2f}, decoding {timings.decode:.2f})."
+        f"Time: {timings.total:.2f} s (LoRAs {timings.loras:.2f}, text {timings.encode:.2f}, "
+        f"sampling {timings.sample:.2f}, {again}decoding {timings.decode:.2f})."
     )
+
+
+def _prediction(cost: RunCost | None) -> list[str]:
+    if cost is None:
+        return []
+    basis = "the model's size and this machine's speed"
+    if cost.runs:
+        basis = f"{cost.runs} earlier run{'s' if cost.runs > 1 else ''} of this size and batch"
+    memory = ""
+    if cost.memory_bytes is not None and cost.memory_error is not None:
+        memory = f", and {_gib(cost.predicted_memory_bytes)} of memory ({cost.memory_error:+.0%})"
+    return [
+        f"Predicted from {basis}: {cost.predicted_seconds:.2f} s ({cost.time_error:+.0%}){memory}."
+    ]
+
+
+def _gib(count: int) -> str:
+    return f"{count / 1024**3:.2f} GiB"
 
 
 def difference(
@@ -170,4 +201,6 @@ def difference(
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, SecondPass):
+        return _second(value)
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -286,6 +286,8 @@ def image_key(generation: Generation) -> str:
         "sampling": plan.sampling.model_dump(include=set(SamplingPlan.DECISIVE)),
         "seed": plan.seed,
     }
+    if plan.model.weight_dtype != "auto":
+        decides["weights"] = plan.model.weight_dtype
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -34,7 +34,8 @@ def generation_from_png(data: bytes) -> Generation:
 def replay_prompt(plan: GenerationPlan, *, locate: Callable[[FileRef], FileRef]) -> dict[str, Any]:
     """An API prompt (for ComfyUI's `/prompt`) that makes the image of a plan again.
 
-    HubModelLoader loads the model, IntelligentSampler runs the plan in MANUAL.
+    HubModelLoader loads the model, in the data type that it was loaded in where that was chosen;
+    IntelligentSampler runs the plan in MANUAL.
 
     Args:
         locate: finds a recorded file on disk, by hash before name, and returns it as it is
@@ -49,7 +50,7 @@ def replay_prompt(plan: GenerationPlan, *, locate: Callable[[FileRef], FileRef])
     plan = plan.model_copy(
         update={"model": model, "loras": plan.loras.model_copy(update={"loras": loras})}
     )
-    return {
+    prompt = {
         "1": {"class_type": "HubModelLoader", "inputs": _loader_inputs(model)},
         "2": {
             "class_type": "IntelligentSampler",
@@ -65,6 +66,13 @@ def replay_prompt(plan: GenerationPlan, *, locate: Callable[[FileRef], FileRef])
             },
         },
     }
+    if model.weight_dtype != "auto":
+        prompt["3"] = {
+            "class_type": "MemoryStrategy",
+            "inputs": {"strategy": "AUTO", "weight_dtype": model.weight_dtype},
+        }
+        prompt["1"]["inputs"]["memory_plan"] = ["3", 0]
+    return prompt
 
 
 def _located(model: ModelInfo, locate: Callable[[FileRef], FileRef]) -> ModelInfo:
@@ -83,14 +91,14 @@ def _located(model: ModelInfo, locate: Callable[[FileRef], FileRef]) -> ModelInf
     )
 
 
-def _loader_inputs(model: ModelInfo) -> dict[str, str]:
+def _loader_inputs(model: ModelInfo) -> dict[str, Any]:
     main, *others = _files(model, "diffusion_model")
     encoders = _own_files(model, "text_encoder", "text_encoders", main)
     vae = _own_files(model, "vae", "vae", main)
     if others or len(encoders) > _TEXT_ENCODER_INPUTS or len(vae) > 1:
         raise _not_from_record(model, "it has more files than HubModelLoader loads")
     # The plan itself carries the variant; the loader's own guess changes no weight.
-    inputs = {
+    inputs: dict[str, Any] = {
         "source": "local",
         "model": f"{main.folder}/{main.name}",
         "vae": vae[0].name if vae else _AUTOMATIC,

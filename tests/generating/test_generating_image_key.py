@@ -27,6 +27,13 @@ def test_another_run_of_the_same_plan_has_the_same_key(complete):
     assert image_key(again) == image_key(complete)
 
 
+def test_the_data_type_of_the_weights_matters(complete):
+    other = with_plan(
+        complete, model=complete.plan.model.model_copy(update={"weight_dtype": "int8"})
+    )
+    assert image_key(other) != image_key(complete)
+
+
 def test_why_a_value_was_chosen_does_not_matter(complete):
     sampling = complete.plan.sampling.model_copy(update={"strategy": "other", "confidence": 0.1})
     assert image_key(with_plan(complete, sampling=sampling)) == image_key(complete)

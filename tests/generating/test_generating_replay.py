@@ -92,6 +92,18 @@ def test_parts_of_their_own_are_named_in_their_inputs(make_generation):
     }
 
 
+def test_a_data_type_that_was_chosen_is_asked_for_again(make_generation):
+    prompt = replay_prompt(
+        make_generation(model={"weight_dtype": "int8"}).plan, locate=where_it_was
+    )
+    link, output = prompt["1"]["inputs"]["memory_plan"]
+    assert output == 0
+    assert prompt[link] == {
+        "class_type": "MemoryStrategy",
+        "inputs": {"strategy": "AUTO", "weight_dtype": "int8"},
+    }
+
+
 def test_files_that_were_renamed_are_named_as_they_are_now(make_generation):
     def renamed(file: FileRef) -> FileRef:
         return file.model_copy(update={"name": f"moved/{file.name}"})

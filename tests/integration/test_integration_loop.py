@@ -139,6 +139,40 @@ def test_latent_is_bit_identical_to_the_stock_graph(
     assert not np.array_equal(latent_of(again), ours)
 
 
+@pytest.mark.parametrize("node", ["SDTurboScheduler", "Flux2Scheduler"])
+def test_a_scheduler_node_spaces_the_steps_as_in_the_stock_graph(
+    client: Client, auto_graph, stock_graph, record_of, latent_of, node
+) -> None:
+    plan = json.dumps({"sampling": {"sigmas": node, "steps": 3}})
+    graph = auto_graph(PROMPT, sampler={"mode": "MANUAL", "plan": plan, "seed": 5})
+    run = client.run(with_latent_file(graph, "latents/ours"))
+    record = record_of(run)
+    assert record.plan.sampling.sigmas == node
+    twin = stock_twin(record, stock_graph, "latents/stock")
+    stock = twin["sampler"]["inputs"]
+    own = {
+        "SDTurboScheduler": {"model": stock["model"], "steps": 3, "denoise": 1.0},
+        "Flux2Scheduler": {"steps": 3, "width": 64, "height": 64},
+    }
+    twin["sigmas"] = {"class_type": node, "inputs": own[node]}
+    twin["select"] = {
+        "class_type": "KSamplerSelect",
+        "inputs": {"sampler_name": stock["sampler_name"]},
+    }
+    shared = {key: stock[key] for key in ("model", "positive", "negative", "latent_image", "cfg")}
+    twin["sampler"] = {
+        "class_type": "SamplerCustom",
+        "inputs": {
+            **shared,
+            "add_noise": True,
+            "noise_seed": 5,
+            "sampler": ["select", 0],
+            "sigmas": ["sigmas", 0],
+        },
+    }
+    assert np.array_equal(latent_of(run), latent_of(client.run(twin)))
+
+
 def test_clip_skip_and_break_are_those_of_the_stock_nodes(
     client: Client, auto_graph, stock_graph, record_of, latent_of
 ) -> None:
