@@ -20,12 +20,13 @@ from .digest import unpack, unpack_model
 from .entries import LoraEntry, LoraLibrary, ModelLibrary
 from .hashing import NO_AUTOV3, Hashes, Progress, Stop, Throttle, hash_file
 from .merging import Edit
-from .reading import LORAS, batches, collector_paused, file_ref
+from .reading import LORAS, batches, collector_paused, file_ref, heap_set_aside
 from .scan import Found, Listing, absolute, list_files, stem
 from .sidecars import SidecarFacts, unpack_facts
 
 if TYPE_CHECKING:
     from ..storage import Database
+    from .refreshing import Work
     from .registry import Registry
     from .store import FileStore, Row
 
@@ -65,6 +66,11 @@ class ScanReport(NamedTuple):
     """Files known before that are there no longer, moved ones not counted."""
     complete: bool
     """False when it was stopped, or a file could not be opened this time."""
+
+    def plus(self, other: ScanReport) -> ScanReport:
+        """Of this one's folders and another's."""
+        sums = (mine + theirs for mine, theirs in zip(self[:-1], other[:-1], strict=True))
+        return ScanReport(*sums, complete=self.complete and other.complete)
 
 
 class EnrichReport(NamedTuple):
@@ -156,35 +162,49 @@ class Catalog:
         Raises:
             StorageError: the database cannot be read or written.
         """
-        from .refreshing import compare, refresh
+        from .refreshing import compare
 
         report = ScanReport(0, 0, 0, 0, 0, complete=True)
         for folder in folders:
             listing = self._list(folder)
             work = compare(self._store, folder, listing, texts=False)
-            total = len(work.stale) + len(work.unmerged)
-            done = moved = 0
-            unreadable, complete = len(work.unreadable), not listing.problems
-            steps = refresh(
-                self._store, self.registry, folder, work, stop=stop, guard=lambda: self._lock
-            )
-            for step in steps:
-                done, moved = done + step.files, moved + step.moved
-                unreadable += len(step.unreadable)
-                complete &= not step.passing
-                if on_progress is not None:
-                    on_progress(ScanProgress(folder, done, total))
-            report = ScanReport(
-                report.files + len(listing.files),
-                report.read + done,
-                report.moved + moved,
-                report.unreadable + unreadable,
-                report.gone + len(work.gone) - moved,
-                report.complete and complete and done == total,
-            )
+            with heap_set_aside():
+                found = self._scan(folder, listing, work, on_progress, stop)
+            report = report.plus(found)
             if stop is not None and stop():
                 return report._replace(complete=False)
         return report
+
+    def _scan(
+        self,
+        folder: str,
+        listing: Listing,
+        work: Work,
+        on_progress: Callable[[ScanProgress], object] | None,
+        stop: Stop | None,
+    ) -> ScanReport:
+        from .refreshing import refresh
+
+        total = len(work.stale) + len(work.unmerged)
+        done = moved = 0
+        unreadable, complete = len(work.unreadable), not listing.problems
+        steps = refresh(
+            self._store, self.registry, folder, work, stop=stop, guard=lambda: self._lock
+        )
+        for step in steps:
+            done, moved = done + step.files, moved + step.moved
+            unreadable += len(step.unreadable)
+            complete &= not step.passing
+            if on_progress is not None:
+                on_progress(ScanProgress(folder, done, total))
+        return ScanReport(
+            files=len(listing.files),
+            read=done,
+            moved=moved,
+            unreadable=unreadable,
+            gone=len(work.gone) - moved,
+            complete=complete and done == total,
+        )
 
     def lora_by_name(self, name: str) -> LoraEntry:
         """The LoRA that a `<lora:name>` tag or a LORA_STACK row means.
@@ -465,7 +485,8 @@ class Catalog:
     # ----------------------------------------------------------------------- inside
 
     def _list(self, folder: str) -> Listing:
-        return list_files(self._folders(folder))
+        with collector_paused():
+            return list_files(self._folders(folder))
 
     def _named(self, folder: str, name: str) -> Found:
         found = self._stat(folder, name)

@@ -89,7 +89,7 @@ def refresh(
     with closing(read_all(folder, work.stale)) as outcomes:
         for kind, files in ((keep.read, work.stale), (keep.merge, work.unmerged)):
             for batch in batches(iter(files), _BATCH):
-                with guard():
+                with guard(), collector_paused():
                     step = kind(batch, outcomes)
                 yield step
                 if stop is not None and stop():
