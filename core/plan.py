@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from .errors import PlanError
 from .limits import MAX_SEED
@@ -278,6 +278,24 @@ class Factor(_Frozen):
     """The words that matched, or what was measured."""
 
 
+class RemoteLora(_Frozen):
+    """Where a hub has a LoRA, and what it says of it."""
+
+    hub: Literal["huggingface", "civitai"]
+    reference: str
+    """As CivitAILoRAFetcher's `references` takes it: `civitai:123@456`, which is model and
+    version, or `hf:owner/name@commit/file`."""
+    size: Annotated[int, Field(ge=0)] | None = None
+    """Bytes, perhaps rounded by the hub; None when it does not say."""
+    base_model: str = ""
+    """As the hub writes it; empty when it does not say, as with the next two."""
+    licence: str = ""
+    """In words for a person."""
+    creator: str = ""
+    page: str = ""
+    """Web page for a person."""
+
+
 class PlannedLora(_Frozen):
     """A LoRA to apply."""
 
@@ -298,6 +316,17 @@ class PlannedLora(_Frozen):
     factors: tuple[Factor, ...] = ()
     reason: str
     """One sentence for people."""
+    remote: RemoteLora | None = None
+    """The hub that it comes from, of one that the plan was made with before it was here."""
+    pending: bool = False
+    """Not on this machine: it has to be fetched before it can be applied. `file` says where it
+    will be, and its hash where the hub tells that."""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> PlannedLora:
+        if self.pending and self.remote is None:
+            raise ValueError("a pending LoRA needs remote, which says where to get it")
+        return self
 
     @property
     def by_user(self) -> bool:
@@ -309,7 +338,8 @@ class SkippedLora(_Frozen):
 
     name: str
     code: str
-    """conflict, other_base_model, unreadable, keys_unmatched, below_confidence, over_limit ..."""
+    """conflict, other_base_model, unreadable, keys_unmatched, below_confidence, over_limit,
+    not_fetched ..."""
     reason: str
 
 
@@ -327,8 +357,13 @@ class LoraPlan(PlanObject):
     """PromptAnalysis.segments with the needed trigger words added."""
     skipped: tuple[SkippedLora, ...] = ()
     candidates: Annotated[int, Field(ge=0)] = 0
-    """How many LoRAs of the library were compared."""
+    """How many LoRAs were compared, those that hubs offered among them."""
     notices: tuple[Notice, ...] = ()
+
+    @property
+    def pending(self) -> tuple[PlannedLora, ...]:
+        """Those that have to be fetched first."""
+        return tuple(lora for lora in self.loras if lora.pending)
 
 
 # --------------------------------------------------------------------------- sampling

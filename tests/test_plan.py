@@ -28,6 +28,7 @@ from intelligent_generation.core.plan import (
     PlanObject,
     PromptAnalysis,
     Reason,
+    RemoteLora,
     SamplingPlan,
     SkippedLora,
     Span,
@@ -89,6 +90,16 @@ def generation(seed: int = MAX_SEED) -> Generation:
                         confidence=rng.random(),
                         factors=(Factor(name="trigger", value=rng.random(), weight=1e-17),),
                         reason="Yours.",
+                    ),
+                    PlannedLora(
+                        file=FileRef(folder="loras", name="far.safetensors"), title="Far",
+                        model_strength=0.8, clip_strength=0.8, origin="recommended", reason="Fits.",
+                        remote=RemoteLora(
+                            hub="civitai", reference="civitai:1@2", size=2**53 + 1,
+                            base_model="SD 1.5", licence="no credit needed", creator="米",
+                            page="https://civitai.com/models/1?modelVersionId=2",
+                        ),
+                        pending=True,
                     ),
                 ),
                 segments=("a cat", "BREAK'd"),
@@ -176,3 +187,18 @@ def test_a_wrong_field_is_refused_by_name(change: dict, said: str) -> None:
 def test_what_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(PlanError):
         GenerationPlan.from_json(text)
+
+
+def test_a_pending_lora_says_where_to_get_it() -> None:
+    lora = generation().plan.loras.loras[1]
+    assert generation().plan.loras.pending == (lora,)
+    data = generation().plan.loras.model_dump(mode="json")
+    data["loras"][1]["remote"] = None
+    with pytest.raises(PlanError, match=r"loras\.1: .*a pending LoRA needs remote"):
+        LoraPlan.from_data(data)
+
+
+def test_plans_of_before_there_were_remote_loras_are_read() -> None:
+    data = generation().plan.loras.model_dump(mode="json")
+    del data["loras"][0]["remote"], data["loras"][0]["pending"]
+    assert LoraPlan.from_data(data) == generation().plan.loras

@@ -11,7 +11,16 @@ from typing import Literal, NamedTuple
 from ..catalog.entries import LoraEntry, LoraLibrary
 from ..errors import LoraError, SettingError
 from ..limits import MAX_LORAS, MIN_CONFIDENCE
-from ..plan import Intent, LoraPlan, Notice, PlannedLora, PromptAnalysis, SkippedLora
+from ..plan import (
+    FileRef,
+    Intent,
+    LoraPlan,
+    Notice,
+    PlannedLora,
+    PromptAnalysis,
+    RemoteLora,
+    SkippedLora,
+)
 from .assignment import Candidate, assign
 from .index import Index, index_of
 from .matching import Match, intent_value, match, side_of_intent
@@ -71,6 +80,7 @@ class RecommendSettings:
 
 
 _DEFAULTS = RecommendSettings()
+_ALL_LOCAL: Mapping[FileRef, RemoteLora] = {}
 
 
 class UserLora(NamedTuple):
@@ -90,6 +100,7 @@ def recommend(
     fit: Callable[[str, str], float],
     settings: RecommendSettings = _DEFAULTS,
     user_loras: Sequence[UserLora] = (),
+    remote: Mapping[FileRef, RemoteLora] = _ALL_LOCAL,
 ) -> LoraPlan:
     """Which LoRAs to apply to the prompt, at which strengths, and the text that goes with them.
 
@@ -103,6 +114,8 @@ def recommend(
         fit: `fit(lora_family, model_family)` in [0, 1]; 0 means it cannot be applied.
         settings: the user's limits.
         user_loras: the user's own choices, in order.
+        remote: the entries of the library that are not on this machine, by their file, with where
+            to get them. They are chosen for what no LoRA on disk serves, and are pending.
 
     Raises:
         LoraError: a LoRA the user named is of another base model, or would put minors into a
@@ -129,6 +142,7 @@ def recommend(
         candidates = sum(count for each, count in index.family_counts().items() if fits[each] > 0)
         scores = score(index, query, fits, intent_factor(analysis.intent))
         fitting = _sift(scores, index, query, family, fits, settings, users, report)
+        fitting.sort(key=lambda candidate: candidate.entry.file in remote)
         chosen, losses = assign(
             analysis, fitting, users, allow_style_mixing=settings.allow_style_mixing
         )
@@ -152,7 +166,8 @@ def recommend(
             )
     for candidate, chosen_strength in recommended:
         triggers = _needed(candidate, prompt, index, added)
-        loras.append(_planned(candidate, chosen_strength, triggers, analysis, family))
+        place = remote.get(candidate.entry.file)
+        loras.append(_planned(candidate, chosen_strength, triggers, analysis, family, place))
     report.tell_counts()
     return LoraPlan(
         family=family,
@@ -340,6 +355,7 @@ def _planned(
     triggers: tuple[str, ...],
     analysis: PromptAnalysis,
     family: str,
+    place: RemoteLora | None,
 ) -> PlannedLora:
     entry, found = candidate.entry, candidate.match
     serves = _clauses(found, analysis)
@@ -373,6 +389,8 @@ def _planned(
         confidence=round(candidate.confidence, 4),
         factors=candidate.factors,
         reason=reason,
+        remote=place,
+        pending=place is not None,
     )
 
 

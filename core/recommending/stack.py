@@ -20,8 +20,13 @@ _REASONS = {
 
 
 def to_stack(plan: LoraPlan) -> Stack:
-    """The plan's LoRAs as (name, model strength, clip strength), in order of application."""
-    return [(lora.file.name, lora.model_strength, lora.clip_strength) for lora in plan.loras]
+    """The plan's LoRAs as (name, model strength, clip strength), in order of application; without
+    pending ones, whose files other packs would not find."""
+    return [
+        (lora.file.name, lora.model_strength, lora.clip_strength)
+        for lora in plan.loras
+        if not lora.pending
+    ]
 
 
 def with_user_loras(plan: LoraPlan, loras: Sequence[UserLora]) -> LoraPlan:

@@ -20,10 +20,16 @@ from intelligent_generation.core.plan import (
     Intent,
     LoraPlan,
     PromptAnalysis,
+    RemoteLora,
     Span,
     StyleIntent,
 )
-from intelligent_generation.core.recommending import RecommendSettings, UserLora, recommend
+from intelligent_generation.core.recommending import (
+    RecommendSettings,
+    UserLora,
+    recommend,
+    to_stack,
+)
 
 AC_PROMPT = (
     "1girl, anime style, magical powers, detailed Victorian mansion background, "
@@ -108,17 +114,23 @@ def plan_for(
     users: Sequence[UserLora] = (),
     unreadable: Sequence[UnreadableFile] = (),
     fit: Callable[[str, str], float] = fit,
+    remote: Sequence[LoraEntry] = (),
     **settings: object,
 ) -> LoraPlan:
     analysis = analyse(prompt) if isinstance(prompt, str) else prompt
     return recommend(
         analysis,
-        library(*entries, unreadable=unreadable),
+        library(*entries, *remote, unreadable=unreadable),
         family=family,
         fit=fit,
         settings=RecommendSettings(**settings),  # pyright: ignore[reportArgumentType]
         user_loras=users,
+        remote={entry.file: place(entry) for entry in remote},
     )
+
+
+def place(entry: LoraEntry) -> RemoteLora:
+    return RemoteLora(hub="civitai", reference="civitai:1@2", page=f"https://x/{entry.title}")
 
 
 def titles(plan: LoraPlan) -> list[str]:
@@ -548,3 +560,27 @@ def test_thousands_of_loras_and_long_prompts_take_bounded_time() -> None:
     assert time.process_time() - start < 2.0
     assert plan.candidates == 3001
     assert len(plan.loras) == 3
+
+
+def test_a_remote_lora_is_chosen_only_for_what_no_local_one_serves() -> None:
+    near = lora("pixel_grid", "pixel art", title="Pixel Grid")
+    far = lora("pixel_perfect", "pixel art style", "pixel art", title="Pixel Art Perfect")
+    mecha = lora("mecha_works", "mecha armor", title="Mecha Armor Works")
+    prompt = "pixel art, mecha armor"
+    alone = plan_for(prompt, *OTHERS[:2], near, min_confidence=0.2)
+    assert titles(alone) == ["Pixel Grid"] and not alone.pending
+    plan = plan_for(prompt, *OTHERS[:2], near, remote=(far, mecha), min_confidence=0.2)
+    assert titles(plan) == ["Pixel Grid", "Mecha Armor Works"]
+    assert [each.pending for each in plan.loras] == [False, True]
+    assert plan.loras[1].remote == place(mecha) and plan.loras[1].origin == "recommended"
+    assert skipped(plan)["pixel_perfect"] == "conflict"
+    assert [name for name, *_ in to_stack(plan)] == ["pixel_grid.safetensors"]
+
+
+def test_local_loras_take_the_places_first() -> None:
+    near = lora("pixel_grid", "pixel art", title="Pixel Grid")
+    mecha = lora("mecha_works", "mecha armor", title="Mecha Armor Works")
+    plan = plan_for(
+        "mecha armor, pixel art", near, remote=(mecha,), max_loras=1, min_confidence=0.2
+    )
+    assert titles(plan) == ["Pixel Grid"] and skipped(plan)["mecha_works"] == "over_limit"
