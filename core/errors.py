@@ -15,6 +15,14 @@ class PromptError(IntelligentGenerationError):
     """A prompt that cannot be used: empty, too long, or with a LoRA tag that is malformed."""
 
 
+class LanguageModelError(IntelligentGenerationError):
+    """A language model that gave no usable answer; `code` is that of the notice about it."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class SettingError(IntelligentGenerationError):
     """A setting or node input whose value is not usable."""
 

@@ -204,7 +204,10 @@ class PromptAnalysis(PlanObject):
     complexity: UnitInterval
     complexity_band: ComplexityBand
     """Below .3 SIMPLE, below .7 MODERATE, else COMPLEX."""
-    analyzer: Literal["builtin"] = "builtin"
+    analyzer: Literal["builtin", "ollama"] = "builtin"
+    """Who found concepts, mood and intent. `builtin` also where Ollama was asked for in vain."""
+    language_model: str | None = None
+    """The model that Ollama ran, as it calls it, e.g. `llama3.2:3b`."""
     notices: tuple[Notice, ...] = ()
 
     def concepts_in(self, category: ConceptCategory) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import re
 import secrets
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
@@ -101,6 +102,8 @@ from .plan import (
     SamplingPlan,
     Timings,
 )
+from .prompting import OllamaSettings, analyze
+from .prompting.answers import StoredAnswers
 from .recommending import (
     RecommendSettings,
     UserLora,
@@ -194,6 +197,7 @@ class Services:
         self._search: ModelSearch | None = None
         self._scan: BackgroundScan | None = None
         self._cleanup: tuple[str, CleanupPlan] | None = None
+        self._model_failures: Counter[str] = Counter()
         self._first_seen: dict[str, tuple[ModelChoice, str]] = {}
 
     # ------------------------------------------------------------------ data
@@ -416,6 +420,41 @@ class Services:
         text = report(plan, read_free(machine))
         log.info("Intelligent Generation: %s", text)
         return plan, text
+
+    # ------------------------------------------------------------------ prompts
+
+    def analyze(
+        self, prompt: str, negative_prompt: str, syntax: Any, ollama: OllamaSettings
+    ) -> PromptAnalysis:
+        """What a prompt says, by a language model in Ollama, else by the built-in analyzer.
+
+        Raises:
+            PromptError: see `prompting.analyze`.
+            SettingError: no model is named.
+        """
+        if not ollama.model:
+            raise SettingError(
+                "analyzer is Ollama, but ollama_model is empty. Write the name of an installed "
+                "model there."
+            )
+        analysis = analyze(
+            prompt,
+            negative_prompt,
+            syntax=syntax,
+            ollama=ollama,
+            cache=StoredAnswers(self.database),
+            check=host.check_interrupt,
+        )
+        if analysis.analyzer != "ollama":
+            with self._lock:
+                self._model_failures[ollama.model] += 1
+        return analysis
+
+    def language_model_failures(self, model: str | None) -> str:
+        """Changes when a language model gave no usable answer; None: any of them."""
+        with self._lock:
+            failures = self._model_failures
+            return str(sum(failures.values()) if model is None else failures[model.strip()])
 
     # ------------------------------------------------------------------ planning
 

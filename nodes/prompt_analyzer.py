@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from .sockets import CATEGORY, PromptAnalysisSocket
+
+BUILT_IN = "built in"
+OLLAMA = "Ollama"
 
 
 class PromptAnalyzer(io.ComfyNode):
@@ -41,6 +46,40 @@ class PromptAnalyzer(io.ComfyNode):
                     tooltip="comfy: the text goes to the encoder as it is. a1111: [x], nested "
                     "weights and BREAK are translated to ComfyUI's syntax.",
                 ),
+                io.Combo.Input(
+                    "analyzer",
+                    options=[BUILT_IN, OLLAMA],
+                    default=BUILT_IN,
+                    optional=True,
+                    tooltip="Who finds concepts, mood and intent. Ollama: a language model of "
+                    "yours; if it gives no usable answer, the built-in one steps in and a note "
+                    "says so.",
+                ),
+                io.String.Input(
+                    "ollama_model",
+                    default="",
+                    optional=True,
+                    tooltip="A model installed in Ollama, such as llama3.2:3b. The button below "
+                    "lists them.",
+                ),
+                io.Int.Input(
+                    "keep_alive",
+                    default=0,
+                    min=-1,
+                    max=86_400,
+                    optional=True,
+                    tooltip="Seconds that Ollama keeps the model loaded. 0 frees its memory before "
+                    "sampling; more saves loading it again in a batch; -1 keeps it.",
+                ),
+                io.Float.Input(
+                    "time_limit",
+                    default=60.0,
+                    min=1.0,
+                    max=600.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Seconds that Ollama may take, loading of the model included.",
+                ),
             ],
             outputs=[
                 PromptAnalysisSocket.Output("analysis", display_name="analysis"),
@@ -54,10 +93,46 @@ class PromptAnalyzer(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, prompt: str, negative_prompt: str, syntax: str) -> io.NodeOutput:
-        from ..core.prompting import analyze, summarize
+    def validate_inputs(cls, analyzer: str | None = BUILT_IN, ollama_model: str | None = "",
+                        **_: Any) -> bool | str:  # fmt: skip
+        if analyzer == OLLAMA and ollama_model is not None and not ollama_model.strip():
+            return (
+                "analyzer is Ollama, but ollama_model is empty. Write the name of an installed "
+                "model, such as llama3.2:3b; /intelligent_generation/ollama/models lists them."
+            )
+        return True
 
-        analysis = analyze(prompt, negative_prompt, syntax=syntax)  # type: ignore[arg-type]
+    @classmethod
+    def fingerprint_inputs(
+        cls, analyzer: str | None = BUILT_IN, ollama_model: str | None = "", **_: Any
+    ) -> str:
+        """Changes after a language model failed, so that it is asked again."""
+        if analyzer == BUILT_IN:
+            return ""
+        from ..core.services import services
+
+        return services().language_model_failures(ollama_model)
+
+    @classmethod
+    def execute(
+        cls,
+        prompt: str,
+        negative_prompt: str,
+        syntax: str,
+        analyzer: str = BUILT_IN,
+        ollama_model: str = "",
+        keep_alive: int = 0,
+        time_limit: float = 60.0,
+    ) -> io.NodeOutput:
+        from ..core.prompting import OllamaSettings, analyze, summarize
+
+        if analyzer == OLLAMA:
+            from ..core.services import services
+
+            settings = OllamaSettings(ollama_model.strip(), keep_alive, time_limit)
+            analysis = services().analyze(prompt, negative_prompt, syntax, settings)
+        else:
+            analysis = analyze(prompt, negative_prompt, syntax=syntax)  # type: ignore[arg-type]
         return io.NodeOutput(
             analysis,
             ", ".join(analysis.segments),

@@ -9,6 +9,7 @@
     GET  /credentials              {"civitai": "set" or "not set", "huggingface": ...}
     PUT  /credentials/{hub}        {"token": text}, as JSON; answers as GET does
     DELETE /credentials/{hub}      forgets the token; answers as GET does
+    GET  /ollama/models            names of the models that Ollama has
     /catalog, /loras, /downloads   see catalog_routes.py
 
 Errors come as `{"error": text}` with status 400, or 404 for an unknown id. No answer holds a
@@ -51,6 +52,7 @@ def register_routes() -> None:
     routes.get(f"{PREFIX}/credentials")(_guarded(_get_credentials))
     routes.put(f"{PREFIX}/credentials/{{hub}}")(_guarded(_put_credential))
     routes.delete(f"{PREFIX}/credentials/{{hub}}")(_guarded(_delete_credential))
+    routes.get(f"{PREFIX}/ollama/models")(_guarded(_get_ollama_models))
     routes.get(f"{PREFIX}/catalog/scan")(_guarded(catalog.get_scan))
     routes.post(f"{PREFIX}/catalog/scan")(_guarded(catalog.post_scan))
     routes.delete(f"{PREFIX}/catalog/scan")(_guarded(catalog.delete_scan))
@@ -78,6 +80,12 @@ def _guarded(handler: Handler) -> Handler:
             return web.json_response({"error": str(error)}, status=400)
 
     return guarded
+
+
+async def _get_ollama_models(request: web.Request) -> web.Response:
+    from ..core.prompting import installed_models
+
+    return web.json_response(await asyncio.to_thread(installed_models))
 
 
 async def _list_generations(request: web.Request) -> web.Response:

@@ -131,9 +131,10 @@ def _prompt(plan: GenerationPlan) -> list[str]:
     lines = []
     if plan.loras.segments != plan.analysis.segments or len(plan.loras.segments) > 1:
         lines.append("Encoded prompt: " + " | ".join(plan.loras.segments))
-    intent = plan.analysis.intent
+    intent, model = plan.analysis.intent, plan.analysis.language_model
+    reader = f" by {model} in Ollama" if model else ""
     lines.append(
-        f"Read as {intent.style} / {intent.content} / {intent.quality} "
+        f"Read{reader} as {intent.style} / {intent.content} / {intent.quality} "
         f"(confidence {intent.confidence:.2f})."
     )
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import get_args
 
@@ -21,6 +21,7 @@ from ..plan import (
 from .complexity import band, complexity
 from .concepts import Found, find
 from .intent import Weighted, intent
+from .language_model import AnswerCache, OllamaSettings, read_with_ollama
 from .syntax import read_prompt
 
 CHUNK_TOKENS = 75
@@ -48,19 +49,39 @@ _EDGES = " \t\r\n,;.!?|{}[]<>"
 
 
 def analyze(
-    prompt: str, negative_prompt: str = "", *, syntax: PromptSyntax = "comfy"
+    prompt: str,
+    negative_prompt: str = "",
+    *,
+    syntax: PromptSyntax = "comfy",
+    ollama: OllamaSettings | None = None,
+    cache: AnswerCache | None = None,
+    check: Callable[[], object] = lambda: None,
 ) -> PromptAnalysis:
-    """What a prompt says, with nothing but the prompt to go by: same text, same result.
+    """What a prompt says: by the built-in analyzer, or by a language model in Ollama.
+
+    The built-in one has nothing but the prompt to go by: same text, same result. A language model
+    that gives no usable answer is replaced by it, and a notice of level error says so.
 
     With `comfy` the text stays as it is but for its LoRA tags; with `a1111` it is translated, and
     a notice shows how. The negative prompt is only made ready for encoding: its words never count
     as asked for. Takes linear time; 50,000 characters are analysed and a notice says that far
     parts have little effect.
 
+    Args:
+        ollama: the language model to ask; None asks none.
+        cache, check: as `read_with_ollama` takes them.
+
     Raises:
         PromptError: no text besides LoRA tags, a malformed LoRA tag, a weight that is no finite
             number, or brackets nested deeper than syntax.MAX_NESTING.
     """
+    analysis = _read(prompt, negative_prompt, syntax)
+    if ollama is None:
+        return analysis
+    return read_with_ollama(analysis, ollama, cache=cache, check=check)
+
+
+def _read(prompt: str, negative_prompt: str, syntax: PromptSyntax) -> PromptAnalysis:
     positive = read_prompt(prompt, syntax)
     negative = read_prompt(negative_prompt, syntax, negative=True)
     text, weights = _plain(positive.spans)

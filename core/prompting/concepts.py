@@ -100,6 +100,18 @@ def find(text: str, pieces: list[tuple[int, int]]) -> list[Found]:
     return found
 
 
+def as_found(category: str, phrase: str) -> Found:
+    """A phrase whose category another reader gave, as `find` would have listed it."""
+    lexicon = _lexicon()
+    words = (token[0].lower() for token in _WORD.finditer(phrase))
+    said = tuple(
+        _singular(word, lexicon.irregular)
+        for word in words
+        if word not in lexicon.fillers and not word[0].isdigit()
+    )
+    return Found(category, 0, len(phrase), said, ())
+
+
 @lru_cache(maxsize=1)
 def _lexicon() -> _Lexicon:
     data = json.loads(_LEXICON.read_text(encoding="utf-8"))

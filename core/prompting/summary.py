@@ -15,6 +15,8 @@ def summarize(analysis: PromptAnalysis) -> str:
         f"{intent.confidence:.2f}; complexity {analysis.complexity:.2f} "
         f"({analysis.complexity_band})."
     ]
+    if analysis.language_model:
+        lines.append(f"Read by {analysis.language_model} in Ollama.")
     by_category = sorted(analysis.concepts, key=lambda concept: concept.category)
     for category, concepts in groupby(by_category, key=lambda concept: concept.category):
         lines.append(f"{category}: {', '.join(concept.text for concept in concepts)}")

@@ -292,6 +292,18 @@ class MachineSpeedRow(Base):
     """Of one value in the data type that is computed in."""
 
 
+class LanguageModelAnswer(Base):
+    """What a language model said of a prompt, so that it is not asked twice."""
+
+    __tablename__ = "language_model_answers"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """SHA-256 of the model's name, the prompt, and the form of the question."""
+    answer: Mapped[str] = mapped_column(Text)
+    """JSON as the model wrote it, checked before it was kept."""
+    used_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
 class SaveIntent(Base):
     """A save under way: what a crash between the images and their record leaves behind."""
 

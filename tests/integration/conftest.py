@@ -22,6 +22,7 @@ from intelligent_generation.scripts.comfyui import (
 )
 from intelligent_generation.scripts.sample_library import write_library
 from intelligent_generation.scripts.sample_models import MODELS, sample_model
+from intelligent_generation.tests.services.ollama import OllamaServer
 from safetensors.numpy import load_file
 
 HERE = Path(__file__).parent
@@ -44,11 +45,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
 
 
 @pytest.fixture(scope="session")
-def _host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyUI]:
+def ollama() -> Iterator[OllamaServer]:
+    """The Ollama of the shared ComfyUI, a stand-in."""
+    with OllamaServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _host(tmp_path_factory: pytest.TempPathFactory, ollama: OllamaServer) -> Iterator[ComfyUI]:
     base = prepare_base(tmp_path_factory.mktemp("comfyui"))
     link_model(sample_model(CHECKPOINT), base.models("checkpoints"))
     write_library(base.models("loras"))
-    with ComfyUI(base, cpu=True) as host:
+    with ComfyUI(base, cpu=True, environment={"OLLAMA_HOST": ollama.url}) as host:
         yield host
 
 
