@@ -1,4 +1,4 @@
-"""Sampling parameters against what experts publish: predict, fit, loso, compare, names."""
+"""Sampling parameters against what experts publish: predict, fit, loso, lofo, compare, names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from ..core.catalog import accelerator, all_families, detect_lora_name, detect_name, named_size
+from ..core.catalog import (
+    accelerator,
+    all_families,
+    detect_lora_name,
+    detect_name,
+    named_size,
+    named_steps,
+)
 from ..core.hubs import mining
 from ..core.plan import ModelInfo, SamplingPlan
 from ..core.prompting import analyze
@@ -54,6 +61,8 @@ FAMILY_NAMES: Mapping[Key, str] = {
     ("sdxl", "turbo"): "sdxl-turbo",
     ("sdxl", "lcm"): "sdxl-lcm",
     ("sdxl", "lightning"): "sdxl-lightning",
+    ("sdxl", "turbo-merge"): "sdxl-turbo",
+    ("sdxl", "lightning-merge"): "sdxl-lightning",
     ("noobai", None): "illustrious",
     ("noobai", "v-pred"): "illustrious",
     ("flux-dev", "canny"): "flux-control",
@@ -90,12 +99,13 @@ def main(argv: list[str]) -> dict[str, Any]:
     """Measure the sampling table on published settings, one JSON object a line (see `--help`).
 
     `predict` writes a prediction for each case, made by the code that ParameterOptimizer runs.
-    `loso` predicts each source's cases with all figures of that source left out. `fit` writes
-    published.json. `compare` tells where ours differs from official graphs. `names` counts how
-    often the name alone gives the family.
+    `loso` predicts each source's cases with all figures of that source left out, `lofo` each
+    family's with all published figures of that family left out, so that only its makers' rows
+    speak. `fit` writes published.json. `compare` tells where ours differs from official graphs.
+    `names` counts how often the name alone gives the family.
     """
     parser = argparse.ArgumentParser(prog="parameters", description=main.__doc__)
-    parser.add_argument("action", choices=("predict", "loso", "fit", "compare", "names"))
+    parser.add_argument("action", choices=("predict", "loso", "lofo", "fit", "compare", "names"))
     parser.add_argument("--cases", nargs="+", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="where to write predictions, figures or the table")
     options = parser.parse_args(argv)
@@ -104,7 +114,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     cases = [case for path in options.cases for case in _lines(path)]
     actions: Mapping[str, Callable[[], dict[str, Any]]] = {
         "predict": lambda: _predict(cases, options.out),
-        "loso": lambda: _loso(cases, options.out),
+        "loso": lambda: _left_out(cases, publisher, options.out),
+        "lofo": lambda: _left_out(cases, _family, options.out),
         "fit": lambda: _fit(cases, options.cases, options.out),
         "compare": lambda: _compare(cases, options.out),
         "names": lambda: _names(cases),
@@ -152,6 +163,7 @@ def model_info(name: str) -> ModelInfo:
         family_confidence=found.confidence,
         evidence=found.evidence,
         trained_size=named_size(name),
+        trained_steps=named_steps(name),
     )
 
 
@@ -285,6 +297,10 @@ def _named(sampler: str | None, scheduler: str | None) -> tuple[str | None, str 
     return found.sampler, found.scheduler
 
 
+def _family(case: Case) -> str:
+    return case["family"] or ""
+
+
 def publisher(case: Case) -> str:
     """Who published a case: a project counts once, whatever its versions."""
     name = re.split(r"==|@|\s", case["source"])[0]
@@ -294,7 +310,7 @@ def publisher(case: Case) -> str:
 def _fit(cases: Sequence[Case], paths: Sequence[Path], out: Path) -> dict[str, Any]:
     published = fit(cases)
     data = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-    left_out = _loso(cases, None)
+    left_out = _left_out(cases, publisher, None)
     text = {
         "about": [
             "What others than its makers publish for a family: [figure, number of sources].",
@@ -432,11 +448,14 @@ def _interval(groups: Sequence[Sequence[bool]], draws: int = 2000) -> list[float
     return [round(low, 4), round(high, 4)]
 
 
-def _loso(cases: Sequence[Case], out: Path | None) -> dict[str, Any]:
+def _left_out(
+    cases: Sequence[Case], group: Callable[[Case], str], out: Path | None
+) -> dict[str, Any]:
+    """The score of predictions for each group, made from the figures of all others."""
     predictions = []
-    for name in sorted({publisher(case) for case in cases}):
-        table = read(fit(case for case in cases if publisher(case) != name))
-        predictions += [predict(case, table) for case in cases if publisher(case) == name]
+    for name in sorted({group(case) for case in cases}):
+        table = read(fit(case for case in cases if group(case) != name))
+        predictions += [predict(case, table) for case in cases if group(case) == name]
     if out is not None:
         _write_lines(out, predictions)
     return score(cases, predictions)

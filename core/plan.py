@@ -248,6 +248,9 @@ class ModelInfo(PlanObject):
     trained_size: tuple[PositiveInt, PositiveInt] | None = None
     """Width and height in pixels that the model was trained at, as its header says; None when it
     does not, and its family's own size holds."""
+    trained_steps: PositiveInt | None = None
+    """Steps that a distilled model was trained for, as its file's name says; None when it does
+    not, and its variant's own steps hold."""
     nearest: str | None = None
     """Of an unknown family: the family whose tensors are most like this model's. Sampling starts
     from its figures; LoRAs do not go by it."""

@@ -12,6 +12,7 @@ LOCAL = "local"
 AUTOMATIC = "automatic"
 VARIANTS = [
     *("turbo", "lightning", "lcm", "hyper", "dmd", "flash", "distilled"),
+    *("turbo-merge", "lightning-merge"),
     *("base", "dev", "fast", "krea", "edit"),
 ]
 

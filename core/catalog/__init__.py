@@ -31,6 +31,7 @@ from .families import (
     family_of_comfy_class,
     lora_fit,
     named_size,
+    named_steps,
     trained_size,
 )
 from .hashing import Hashes, Throttle
@@ -87,6 +88,7 @@ __all__ = [
     "family_of_comfy_class",
     "lora_fit",
     "named_size",
+    "named_steps",
     "read_header",
     "trained_size",
 ]

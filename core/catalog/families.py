@@ -244,8 +244,8 @@ def accelerator(name: str, variant: str | None) -> str | None:
 
     `lightning 4` for `Qwen-Image-Lightning-4steps-V1.0.safetensors`; None for a plain LoRA.
     """
-    steps = _STEPS.search(_plain(name))
-    return f"{variant} {steps[1]}" if variant and steps else variant
+    steps = named_steps(name)
+    return f"{variant} {steps}" if variant and steps else variant
 
 
 def detect_lora(header: SafetensorsHeader) -> Detection:
@@ -284,6 +284,12 @@ def named_size(name: str) -> tuple[int, int] | None:
         if all(128 <= side <= 4096 for side in (width, height)):
             return width, height
     return None
+
+
+def named_steps(name: str) -> int | None:
+    """Steps that a file's name says a distilled model was made for: `4step`, `8-steps`; 1 to 16."""
+    found = _STEPS.search(_plain(name))
+    return int(found[1]) if found and 1 <= int(found[1]) <= _MOST_DISTILLED_STEPS else None
 
 
 def has_lora_weights(header: SafetensorsHeader) -> bool:
@@ -426,6 +432,7 @@ def _product(
 
 _BY_NAME = 0.7
 _NAMED = 0.3  # the name itself says a family
+_MOST_DISTILLED_STEPS = 16
 _STEPS = re.compile(r"(?<!\d)(\d{1,2})[ -]?steps?(?![a-z])")
 
 
@@ -643,7 +650,7 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 def _plain(text: str) -> str:
     """`dreamshaperXL_lightningDPM` -> `dreamshaper xl lightning dpm`."""
-    return _WORD_START.sub(" ", text).lower().replace("_", " ")
+    return _WORD_START.sub(" ", text.replace("LoRA", "Lora")).lower().replace("_", " ")
 
 
 def _short(text: str) -> str:

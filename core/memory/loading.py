@@ -18,6 +18,7 @@ from ..catalog import (
     family,
     family_of_comfy_class,
     named_size,
+    named_steps,
     read_header,
     trained_size,
 )
@@ -266,6 +267,7 @@ def load_model(
         evidence=detection.evidence,
         nearest=detection.nearest if detection.family == "unknown" else None,
         trained_size=trained_size(header) or named_size(choice.model.name),
+        trained_steps=named_steps(choice.model.name),
         parts=tuple(parts),
         weight_dtype=allocation.weight_dtype,
         notices=tuple(notices),

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from ..plan import PromptAnalysis
 
 _RATIO = re.compile(
-    r"(?<![\w:.])(\d{1,2}(?:\.\d{1,2})?)\s?:\s?(\d{1,2}(?:\.\d{1,2})?)(?!\d|:|\.\d)"
+    r"(?<![\w:.])(\d{1,2}(?:\.\d{1,2})?)\s?([:x×])\s?(\d{1,2}(?:\.\d{1,2})?)(?!\w|:|\.\d)",
+    re.IGNORECASE,
 )
 _SIZE = re.compile(r"(?<!\w)(\d{3,5})\s?[x×]\s?(\d{3,5})(?!\d)", re.IGNORECASE)
+_SCREEN = 16
 _WIDEST = 4.0
 """Beyond 1:4 and 4:1 two numbers are not taken for a picture's size."""
 
@@ -55,8 +57,11 @@ def _by_number(analysis: PromptAnalysis) -> Aspect | None:
         if 1 / _WIDEST <= ratio <= _WIDEST:
             return Aspect(ratio, f"{match[0]!r} in the prompt")
     for match in _RATIO.finditer(text):
-        if f"{match[1]}:{match[2]}" in _data().ratios:
-            return Aspect(float(match[1]) / float(match[2]), f"{match[0]!r} in the prompt")
+        width, sign, height = match.groups()
+        # `16x9` is a screen; `2x1` and `5x7` are more often bricks and grids.
+        meant = sign == ":" or max(float(width), float(height)) >= _SCREEN
+        if meant and f"{width}:{height}" in _data().ratios:
+            return Aspect(float(width) / float(height), f"{match[0]!r} in the prompt")
     return None
 
 

