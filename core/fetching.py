@@ -32,12 +32,12 @@ from .hubs import (
     diffusers_files,
     parse_reference,
 )
-from .hubs.answers import HUB_NAMES
 from .hubs.civitai import ENDPOINT as CIVITAI
 from .hubs.download import DownloadProgress, DownloadRequest, download, safe_name
 from .hubs.http import REQUESTS_PER_SECOND, Http, never
 from .hubs.huggingface import ENDPOINT as HUGGINGFACE
-from .plan import FileRef
+from .hubs.wording import size_in_words, terms
+from .plan import FileRef, RemoteLora
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,36 @@ class Wanted(NamedTuple):
     """ComfyUI's folder key."""
     name: str
     """Below that folder, with forward slashes."""
+
+    @property
+    def reference(self) -> CivitaiReference | HuggingFaceReference:
+        """What names this very file."""
+        version, file = self.version, self.file
+        if version.hub == "huggingface":
+            return HuggingFaceReference(version.model_id, version.version_id, file.name)
+        file_id = None if file.primary else file.file_id
+        return CivitaiReference(int(version.model_id), int(version.version_id), file_id)
+
+    @property
+    def ref(self) -> FileRef:
+        """Where it will be, and by what it will be known."""
+        return FileRef(
+            folder=self.folder, name=self.name, size=self.file.size, sha256=self.file.sha256
+        )
+
+    @property
+    def remote(self) -> RemoteLora:
+        """For a plan that it is a pending LoRA of."""
+        version = self.version
+        return RemoteLora(
+            hub=version.hub,
+            reference=str(self.reference),
+            size=_size(self.file),
+            base_model=version.base_model,
+            licence=version.licence,
+            creator=version.creator,
+            page=version.page,
+        )
 
 
 class Fetched(NamedTuple):
@@ -186,7 +216,18 @@ class Fetcher:
                 downloaded), or a reference names another kind of file.
             HubError: see `Civitai.resolve`, `HuggingFace.resolve` and `download`.
         """
-        settled = [self._settle(reference, use, leave_out, stop) for reference in references]
+        settled = self.settle(references, use, leave_out=leave_out, stop=stop)
+        return self.bring(settled, allow=allow, on_share=on_share, stop=stop)
+
+    def bring(
+        self,
+        settled: Sequence[Sequence[FileRef | Wanted]],
+        *,
+        allow: bool,
+        on_share: Callable[[float], object] = lambda share: None,
+        stop: Callable[[], None] = never,
+    ) -> tuple[Fetched, ...]:
+        """Download what `settle` found missing. Arguments and errors are those of `fetch`."""
         missing = list(dict.fromkeys(item for items in settled for item in items
                                      if isinstance(item, Wanted)))  # fmt: skip
         if missing and not allow:
@@ -204,6 +245,32 @@ class Fetcher:
         return fetched
 
     # ------------------------------------------------------------------ looking
+
+    def settle(
+        self,
+        references: Sequence[Reference],
+        use: Use,
+        *,
+        leave_out: frozenset[str] = frozenset(),
+        stop: Callable[[], None] = never,
+    ) -> tuple[tuple[FileRef | Wanted, ...], ...]:
+        """For each file of each reference where it is, or what would be downloaded; nothing is.
+        Arguments and errors are those of `fetch`."""
+        return tuple(self._settle(reference, use, leave_out, stop) for reference in references)
+
+    def offered(
+        self, version: RemoteVersion, use: Use, *, stop: Callable[[], None] = never
+    ) -> Wanted | None:
+        """The main file of a version that a search found; None when it is on disk, cannot be
+        had by this account, or is not of the wanted use. Asks no hub."""
+        if version.gated:
+            return None
+        try:
+            (wanted,) = self._choose(version, _reference(version), use, frozenset())
+            found = self._find(wanted, stop) or self._elsewhere(wanted, stop)
+        except (HubError, SettingError, ValueError):
+            return None
+        return found if isinstance(found, Wanted) else None
 
     def _settle(
         self,
@@ -224,7 +291,7 @@ class Fetcher:
             raise HubAccessError(f"{version.name} ({version.page}) is not used: {reason}.")
         self._catalog.remember([version])
         wanted = self._choose(version, reference, use, leave_out)
-        return tuple(self._find(one, stop) or one for one in wanted)
+        return tuple(self._find(one, stop) or self._elsewhere(one, stop) for one in wanted)
 
     def _known(
         self,
@@ -309,11 +376,25 @@ class Fetcher:
         except ModelFileError:
             return None
 
+    def _elsewhere(self, wanted: Wanted, stop: Callable[[], None]) -> FileRef | Wanted:
+        """What is not there under its own name under one that no other file has."""
+        if wanted.version.hub != "civitai" or not self._target(wanted).exists():
+            return wanted
+        # Many authors call their files alike; the version's number makes the name its own.
+        path = PurePosixPath(wanted.name)
+        mark = f"{wanted.version.version_id}-{wanted.file.file_id or 0}"
+        name = path.with_name(safe_name(f"{path.stem}-civitai-{mark}{path.suffix}"))
+        wanted = wanted._replace(name=name.as_posix())
+        return self._find(wanted, stop) or wanted
+
+    def _target(self, wanted: Wanted) -> Path:
+        return _first(self._folders(wanted.folder), wanted.folder) / wanted.name
+
     # ------------------------------------------------------------------ downloading
 
     def _download(self, wanted: Wanted, share: _Share, stop: Callable[[], None]) -> FileRef:
         file, hub = wanted.file, wanted.file.hub
-        target = _first(self._folders(wanted.folder), wanted.folder) / wanted.name
+        target = self._target(wanted)
         if self._cache.compressed(target):
             self._cache.restore(target, stop=stop)
         else:
@@ -414,12 +495,17 @@ def read_lora_references(text: str, addresses: Sequence[str] = ()) -> tuple[Lora
 
 def describe(wanted: Wanted) -> str:
     """A file of a hub in words: name, size, base model, licence, page, and its place here."""
-    version, size = wanted.version, _size(wanted.file)
-    shown = "size not said" if size is None else _bytes(size)
+    version = wanted.version
+    where = terms(
+        version.hub,
+        base_model=version.base_model,
+        licence=version.licence,
+        creator=version.creator,
+        page=version.page,
+    )
     return (
-        f"{PurePosixPath(wanted.file.name).name} ({shown}) of {version.name} on "
-        f"{HUB_NAMES[version.hub]}, base model {version.base_model or 'not said'}, licence: "
-        f"{version.licence or 'not said'}, {version.page}, into {wanted.folder}/{wanted.name}"
+        f"{PurePosixPath(wanted.file.name).name} ({size_in_words(_size(wanted.file))}) of "
+        f"{version.name} {where}, into {wanted.folder}/{wanted.name}"
     )
 
 
@@ -429,6 +515,12 @@ def _not_allowed(missing: Sequence[Wanted]) -> str:
         f"Not on this machine, and allow_download is off. It would download:\n{listed}\nTurn "
         "allow_download on if you accept the size and the licence, and run again."
     )
+
+
+def _reference(version: RemoteVersion) -> Reference:
+    if version.hub == "huggingface":
+        return HuggingFaceReference(version.model_id, version.version_id)
+    return CivitaiReference(int(version.model_id), int(version.version_id))
 
 
 def _wanted(version: RemoteVersion, file: RemoteFile, use: Use) -> Wanted:
@@ -468,10 +560,3 @@ def _first(directories: Sequence[Path], key: str) -> Path:
 
 def _size(file: RemoteFile) -> int | None:
     return file.size if file.size is not None else file.size_about
-
-
-def _bytes(size: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size} bytes"

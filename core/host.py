@@ -1181,8 +1181,9 @@ def http_routes() -> Any:
     return None if server is None else server.routes
 
 
-def blocked(message: str) -> Any:
-    """An output value that stops whatever node uses it, with this error message."""
+def blocked(message: str | None) -> Any:
+    """An output value that stops whatever node uses it, with this error message; None: without
+    an error."""
     from comfy_execution.graph import ExecutionBlocker
 
     return ExecutionBlocker(message)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from . import host
 from .catalog import (
@@ -36,6 +36,7 @@ from .catalog import (
 )
 from .catalog import Limits as CacheLimits
 from .errors import (
+    HubError,
     IntelligentGenerationError,
     LoraError,
     ModelFileError,
@@ -44,9 +45,9 @@ from .errors import (
     UnknownGenerationError,
 )
 from .fetching import (
-    Fetched,
     Fetcher,
     LoraReference,
+    Wanted,
     describe,
     read_lora_references,
     read_references,
@@ -72,9 +73,11 @@ from .hubs import (
     Reference,
     SafetyRules,
     SearchQuery,
+    parse_reference,
 )
 from .hubs.civitai import ENDPOINT as CIVITAI
 from .hubs.huggingface import ENDPOINT as HUGGINGFACE
+from .hubs.wording import describe_remote
 from .learning import NOT_RATED, rated_settings, record_rating, revision
 from .memory import (
     LoadedModel,
@@ -96,6 +99,7 @@ from .plan import (
     MemoryPlan,
     ModelInfo,
     Notice,
+    PlannedLora,
     PlanObject,
     PromptAnalysis,
     RunCost,
@@ -104,12 +108,17 @@ from .plan import (
 )
 from .prompting import OllamaSettings, analyze
 from .prompting.answers import StoredAnswers
+from .proposing import Proposer
 from .recommending import (
+    Offer,
     RecommendSettings,
     UserLora,
     default_strength,
+    questions,
     recommend,
+    with_offers,
     with_user_loras,
+    without_pending,
 )
 from .storage import Database
 from .tuning import (
@@ -194,6 +203,8 @@ class Services:
         self._catalog: Catalog | None = None
         self._hashing: dict[Path, threading.Thread] = {}
         self._fetcher: Fetcher | None = None
+        self._proposer: Proposer | None = None
+        self._unanswered = 0
         self._search: ModelSearch | None = None
         self._scan: BackgroundScan | None = None
         self._cleanup: tuple[str, CleanupPlan] | None = None
@@ -222,6 +233,10 @@ class Services:
     def lora_revision(self) -> str:
         """Changes when a LoRA file is added, removed or modified."""
         return self.catalog.revision("loras")
+
+    def remote_revision(self) -> str:
+        """Changes when a hub did not answer the recommender, so that it asks again."""
+        return str(self._unanswered)
 
     def learning_revision(self) -> str:
         """Changes when a rating is added or changed."""
@@ -258,6 +273,13 @@ class Services:
                     version=pack_version(),
                 )
             return self._fetcher
+
+    @property
+    def proposer(self) -> Proposer:
+        with self._lock:
+            if self._proposer is None:
+                self._proposer = Proposer(self.fetcher, self.catalog)
+            return self._proposer
 
     def search_models(
         self, query: SearchQuery, *, hubs: Sequence[Hub], rules: SafetyRules
@@ -465,16 +487,44 @@ class Services:
         *,
         settings: RecommendSettings = DEFAULT_SETTINGS,
         stack: Sequence[tuple[str, float, float]] = (),
+        include_remote: bool = False,
     ) -> LoraPlan:
-        """The LoRA plan for a prompt and a model (ModelInfo or MODEL)."""
-        return recommend(
+        """The LoRA plan for a prompt and a model (ModelInfo or MODEL).
+
+        Args:
+            include_remote: ask the hubs for what no LoRA on disk serves; such LoRAs are pending
+                in the plan.
+        """
+        library = self.catalog.loras()
+        family = self._info(model).family
+        planned = partial(
+            recommend,
             analysis,
-            self.catalog.loras(),
-            family=self._info(model).family,
+            family=family,
             fit=lora_fit,
             settings=settings,
             user_loras=self._user_loras(analysis, stack),
         )
+        plan = planned(library)
+        asked = questions(analysis, plan) if include_remote and family != "unknown" else ()
+        if not asked or len(plan.loras) >= settings.max_loras:
+            return plan
+        offers = self.proposer.ask(
+            asked,
+            family=family,
+            rules=SafetyRules(settings.allow_nsfw, settings.blocked_tags),
+            stop=host.check_interrupt,
+        )
+        if not offers.complete:
+            self._unanswered += 1
+        if found := offers.found:
+            # Scored among themselves first: details cost a request each.
+            alone, remote = with_offers(library._replace(entries=(), unreadable=()), found)
+            first = planned(alone, remote=remote)
+            found = self.proposer.look_up(found, first, stop=host.check_interrupt)
+            library, remote = with_offers(library, found)
+            plan = planned(library, remote=remote)
+        return plan.model_copy(update={"notices": (*plan.notices, *offers.notices)})
 
     def optimize(
         self,
@@ -523,28 +573,28 @@ class Services:
         references: Sequence[LoraReference] = (),
         *,
         allow_download: bool = False,
+        mode: Literal["AUTO", "ASSISTED"] = "AUTO",
+        approved: LoraPlan | None = None,
     ) -> FetchedLoras:
         """The plan with every file found on disk, applied to MODEL and CLIP where given.
 
-        The LoRAs of `references` come last; those missing are downloaded where that is allowed.
+        The LoRAs of `references` come last. What is missing is downloaded where that is allowed.
         One without a strength that plan or stack have already keeps its strength there.
+
+        Args:
+            mode: ASSISTED leaves what is missing pending until there is an approved plan.
+            approved: takes the place of plan, stack and references.
         """
+        waits = mode == "ASSISTED" and approved is None
+        if approved is not None:
+            plan, stack, references = approved, (), ()
         if plan is None:
             family = "unknown" if model is None else describe_model(model).family
             plan = LoraPlan(family=family, segments=())
         plan = with_user_loras(plan, _once_each(self._stack_loras(stack)))
-        fetched = (
-            self.fetcher.fetch(
-                [lora.reference for lora in references],
-                "lora",
-                allow=allow_download,
-                on_share=host.progress(),
-                stop=host.check_interrupt,
-            )
-            if references
-            else ()
+        plan, named, downloaded = self._present(
+            plan, references, allow_download=allow_download, waits=waits
         )
-        named = self._referenced_loras(references, fetched)
         there = {lora.file.name for lora in plan.loras}
         added = [
             lora
@@ -555,23 +605,70 @@ class Services:
         located = plan.model_copy(
             update={
                 "loras": tuple(
-                    lora.model_copy(update={"file": self._locate(lora.file)}) for lora in plan.loras
+                    lora
+                    if lora.pending
+                    else lora.model_copy(update={"file": self._locate(lora.file)})
+                    for lora in plan.loras
                 )
             }
         )
-        lines = [f"Downloaded {describe(item)}." for one in fetched for item in one.downloaded]
-        lines += [f"{lora.title} at {lora.model_strength:g}: on disk." for lora in located.loras]
+        lines = [f"Downloaded {describe(item)}." for item in downloaded]
+        lines += [_place_of(lora) for lora in located.loras]
         lines += [
             f"{lora.entry.title} reacts to: {', '.join(w.text for w in lora.entry.trigger_words)}."
             for lora in added
             if lora.entry.trigger_words
         ]
-        if model is not None or clip is not None:
+        if located.pending:
+            lines.append(
+                "Nothing was downloaded. Read what it is, then put the LoRA plan as JSON, edited "
+                "or not, into plan, turn allow_download on, and run again."
+            )
+        elif model is not None or clip is not None:
             outcome = apply_loras(model, clip, located.loras, locate=self._locate, add=True)
             model, clip = outcome.model, outcome.clip
             lines += [f"Left out: {item.name}: {item.reason}" for item in outcome.skipped]
             lines += [notice.message for notice in outcome.notices]
         return FetchedLoras(located, model, clip, "\n".join(lines) or "No LoRA in the plan.")
+
+    def _present(
+        self,
+        plan: LoraPlan,
+        references: Sequence[LoraReference],
+        *,
+        allow_download: bool,
+        waits: bool,
+    ) -> tuple[LoraPlan, list[UserLora], list[Wanted]]:
+        """The plan with its pending LoRAs fetched, those of the references, and what was
+        downloaded. When it `waits`, what is missing is pending instead."""
+        pending = plan.pending
+        asked = [parse_reference(lora.remote.reference) for lora in pending if lora.remote]
+        wanted = [*asked, *(lora.reference for lora in references)]
+        if not wanted:
+            return plan, [], []
+        settled = self.fetcher.settle(wanted, "lora", stop=host.check_interrupt)
+        for lora, (item, *_) in zip(pending, settled, strict=False):
+            _as_planned(lora, item)
+        if not waits:
+            fetched = self.fetcher.bring(
+                settled,
+                allow=allow_download,
+                on_share=host.progress(),
+                stop=host.check_interrupt,
+            )
+            settled = [one.files for one in fetched]
+            downloaded = [item for one in fetched for item in one.downloaded]
+        else:
+            downloaded = []
+        now = dict(zip(pending, (items[0] for items in settled), strict=False))
+        loras = [
+            lora.model_copy(update={"file": now[lora], "pending": False})
+            if isinstance(now.get(lora), FileRef)
+            else lora
+            for lora in plan.loras
+        ]
+        named = self._referenced_loras(references, settled[len(pending) :])
+        return plan.model_copy(update={"loras": tuple(loras)}), named, downloaded
 
     # ------------------------------------------------------------------ generating
 
@@ -702,8 +799,23 @@ class Services:
                 "lora_plan was made from another prompt than analysis. Wire both from the same "
                 "PromptAnalyzer."
             )
+        loras = without_pending(self._found(loras), analysis.segments)
         sampling = request.sampling_plan or self.optimize(analysis, info, lora_plan=loras)
         return {"analysis": analysis, "loras": loras, "sampling": sampling}
+
+    def _found(self, plan: LoraPlan) -> LoraPlan:
+        """The plan with those pending LoRAs that are on disk by now."""
+
+        def found(lora: PlannedLora) -> PlannedLora:
+            if not lora.pending or not lora.file.sha256:
+                return lora
+            try:
+                file = self._locate(lora.file)
+            except ModelFileError:
+                return lora
+            return lora.model_copy(update={"file": file, "pending": False})
+
+        return plan.model_copy(update={"loras": tuple(map(found, plan.loras))})
 
     def _with_real_model(self, plan: GenerationPlan, info: ModelInfo) -> GenerationPlan:
         """The plan with the model that is wired in; a notice if it was made with another."""
@@ -852,17 +964,21 @@ class Services:
         ]
 
     def _referenced_loras(
-        self, references: Sequence[LoraReference], fetched: Sequence[Fetched]
+        self,
+        references: Sequence[LoraReference],
+        settled: Sequence[Sequence[FileRef | Wanted]],
     ) -> list[UserLora]:
         loras = []
-        for lora, one in zip(references, fetched, strict=True):
-            (file,) = one.files  # only a model comes in several
-            entry = self.catalog.lora_by_name(file.name)
+        for lora, (item, *_) in zip(references, settled, strict=True):  # only a model has several
+            if isinstance(item, Wanted):
+                entry, remote = Offer(item.version, item.ref, item.remote).entry, item.remote
+            else:
+                entry, remote = self.catalog.lora_by_name(item.name), None
             authors = entry.recommended_weight or 0.0
             # As with recommended ones, 0 and below gives no direction.
             own = authors if authors > 0 else default_strength(len(references))
             strength = own if lora.strength is None else lora.strength
-            loras.append(UserLora(entry, strength, strength, "reference"))
+            loras.append(UserLora(entry, strength, strength, "reference", remote))
         return loras
 
     def _own_loras_only(self, analysis: PromptAnalysis, info: ModelInfo) -> LoraPlan:
@@ -969,6 +1085,38 @@ def lora_references(text: str) -> tuple[LoraReference, ...]:
     return read_lora_references(text, tuple(hub_addresses().values()))
 
 
+def approved_plan(mode: str, text: str) -> LoraPlan | None:
+    """The LoRA plan that a person approved; None when there is no text.
+
+    Args:
+        mode: CivitAILoRAFetcher's.
+        text: a LoraPlan, GenerationPlan or Generation as JSON.
+
+    Raises:
+        PlanError: it is none, or mode is AUTO, which does not read it.
+        SettingError: there is no such mode.
+    """
+    if mode not in ("AUTO", "ASSISTED"):
+        raise SettingError(f"mode must be AUTO or ASSISTED, not {mode!r}.")
+    if not text.strip():
+        return None
+    if mode == "AUTO":
+        raise PlanError(
+            "There is a plan text, but mode is AUTO, which does not read it. Set mode to "
+            "ASSISTED, or clear the plan text."
+        )
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PlanError(f"The plan text is not JSON: {error}. Paste the whole text.") from error
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind == "Generation":
+        return Generation.from_data(data).plan.loras
+    if kind == "GenerationPlan":
+        return GenerationPlan.from_data(data).loras
+    return LoraPlan.from_data(data)
+
+
 def made_edit(trigger_words: Any, weight: Any) -> Edit:
     """What the user says of a LoRA, from JSON. Raises SettingError."""
     if trigger_words is not None:
@@ -992,6 +1140,24 @@ def hub_addresses() -> dict[Hub, str]:
         "civitai": os.environ.get("CIVITAI_ENDPOINT", "").strip() or CIVITAI,
         "huggingface": os.environ.get("HF_ENDPOINT", "").strip() or HUGGINGFACE,
     }
+
+
+def _as_planned(lora: PlannedLora, item: FileRef | Wanted) -> None:
+    """Raises HubError when a hub has other content now than the plan was made with."""
+    now = item.file.sha256 if isinstance(item, Wanted) else item.sha256
+    if None not in (now, lora.file.sha256) and now != lora.file.sha256:
+        raise HubError(
+            f"LoRA {lora.title} is another file on the hub now than when the plan was made "
+            f"({lora.remote.reference if lora.remote else ''}). Make the plan again."
+        )
+
+
+def _place_of(lora: PlannedLora) -> str:
+    if lora.pending and lora.remote is not None:
+        where = f"not on this machine: {describe_remote(lora.remote)}"
+    else:
+        where = "on disk"
+    return f"{lora.title} at {lora.model_strength:g}: {where}."
 
 
 def _show_allocation(text: str) -> None:

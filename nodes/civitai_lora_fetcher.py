@@ -46,6 +46,22 @@ class CivitAILoRAFetcher(io.ComfyNode):
                     tooltip="Off: what is missing is not downloaded, and an error says what it is, "
                     "its size and its licence.",
                 ),
+                io.Combo.Input(
+                    "mode",
+                    options=["AUTO", "ASSISTED"],
+                    default="AUTO",
+                    optional=True,
+                    tooltip="ASSISTED: what is missing stays pending in the plan, and nothing is "
+                    "downloaded or applied, until you approve the plan.",
+                ),
+                io.String.Input(
+                    "plan",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="ASSISTED: the LoRA plan you approve, as JSON, edited or not. It takes "
+                    "the place of lora_plan, lora_stack and references.",
+                ),
             ],
             outputs=[
                 LoraPlanSocket.Output("lora_plan_out", display_name="LoRA plan"),
@@ -53,19 +69,23 @@ class CivitAILoRAFetcher(io.ComfyNode):
                 io.Model.Output("model_out", display_name="MODEL"),
                 io.Clip.Output("clip_out", display_name="CLIP"),
                 io.String.Output("report", display_name="report"),
+                io.String.Output("plan_text", display_name="LoRA plan as JSON"),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, references: str | None = "") -> bool | str:
-        """A line that names nothing is refused before anything runs."""
-        if not references or not references.strip():
-            return True  # None: linked, known only when the node runs
+    def validate_inputs(
+        cls, references: str | None = "", mode: str | None = "AUTO", plan: str | None = ""
+    ) -> bool | str:
+        """A line that names nothing and a text that is no plan are refused before anything runs."""
         from ..core.errors import IntelligentGenerationError
-        from ..core.services import lora_references
+        from ..core.services import approved_plan, lora_references
 
-        try:
-            lora_references(references)
+        try:  # None: linked, known only when the node runs
+            if references:
+                lora_references(references)
+            if mode is not None and plan:
+                approved_plan(mode, plan)
         except IntelligentGenerationError as error:
             return str(error)
         return True
@@ -85,10 +105,12 @@ class CivitAILoRAFetcher(io.ComfyNode):
         clip=None,
         references: str = "",
         allow_download: bool = False,
+        mode: Any = "AUTO",
+        plan: str = "",
     ) -> io.NodeOutput:
         from ..core import host
         from ..core.recommending import to_stack
-        from ..core.services import lora_references, services
+        from ..core.services import approved_plan, lora_references, services
 
         fetched = services().fetch_loras(
             lora_plan,
@@ -97,12 +119,22 @@ class CivitAILoRAFetcher(io.ComfyNode):
             clip,
             lora_references(references),
             allow_download=allow_download,
+            mode=mode,
+            approved=approved_plan(mode, plan),
         )
         unwired = "CivitAILoRAFetcher gives {0} only when its {0} input is wired."
+
+        def applied(given: Any, result: Any, name: str) -> Any:
+            if given is None:
+                return host.blocked(unwired.format(name))
+            # What waits for approval ends the run there, without an error; the plan goes on.
+            return host.blocked(None) if fetched.plan.pending else result
+
         return io.NodeOutput(
             fetched.plan,
             to_stack(fetched.plan),
-            host.blocked(unwired.format("MODEL")) if model is None else fetched.model,
-            host.blocked(unwired.format("CLIP")) if clip is None else fetched.clip,
+            applied(model, fetched.model, "MODEL"),
+            applied(clip, fetched.clip, "CLIP"),
             fetched.report,
+            fetched.plan.to_json(indent=2),
         )

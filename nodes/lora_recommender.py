@@ -67,6 +67,13 @@ class LoRARecommender(io.ComfyNode):
                     optional=True,
                     tooltip="LoRAs from another pack's stack node. They are kept as they are.",
                 ),
+                io.Boolean.Input(
+                    "include_remote",
+                    default=False,
+                    optional=True,
+                    tooltip="On: words of your prompt are sent to CivitAI and Hugging Face, to "
+                    "find LoRAs for what none of yours serves. Nothing is downloaded here.",
+                ),
             ],
             outputs=[
                 LoraPlanSocket.Output("lora_plan", display_name="LoRA plan"),
@@ -81,10 +88,11 @@ class LoRARecommender(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **_: Any) -> str:
+    def fingerprint_inputs(cls, include_remote: bool | None = False, **_: Any) -> str:
         from ..core.services import services
 
-        return f"{services().lora_revision()} {services().learning_revision()}"
+        seen = f"{services().lora_revision()} {services().learning_revision()}"
+        return f"{seen} {services().remote_revision()}" if include_remote else seen
 
     @classmethod
     def execute(
@@ -97,6 +105,7 @@ class LoRARecommender(io.ComfyNode):
         blocked_tags: str,
         allow_nsfw: bool,
         lora_stack=None,
+        include_remote: bool = False,
     ) -> io.NodeOutput:
         from ..core.generating import describe_loras
         from ..core.recommending import RecommendSettings, to_stack
@@ -113,5 +122,6 @@ class LoRARecommender(io.ComfyNode):
                 allow_nsfw=allow_nsfw,
             ),
             stack=lora_stack or (),
+            include_remote=include_remote,
         )
         return io.NodeOutput(plan, to_stack(plan), ", ".join(plan.segments), describe_loras(plan))

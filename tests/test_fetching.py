@@ -14,6 +14,7 @@ from intelligent_generation.core.catalog import Catalog, DiskCache
 from intelligent_generation.core.errors import DownloadError, HubAccessError, SettingError
 from intelligent_generation.core.fetching import (
     Fetcher,
+    Wanted,
     read_lora_references,
     read_references,
 )
@@ -313,3 +314,34 @@ def test_stop_ends_a_download_and_the_next_one_goes_on(world: World) -> None:
     world.get(CivitaiReference(1, 10))
     assert (world.folder / "loras" / "long.safetensors").read_bytes() == content
     assert world.storage.starts[-1] > 0, "it went on where it stopped"
+
+
+def test_two_files_of_one_name_both_find_a_place(world: World) -> None:
+    contents = {n: safetensors(f"style {n}") for n in (1, 2)}
+    for n, content in contents.items():
+        world.offer(n, n * 10, "style.safetensors", content)
+    assert world.get(CivitaiReference(1, 10)) == ["loras/style.safetensors"]
+    assert world.get(CivitaiReference(2, 20)) == ["loras/style-civitai-20-20.safetensors"]
+    assert (world.folder / "loras/style.safetensors").read_bytes() == contents[1]
+    asked = world.asked
+    assert world.get(CivitaiReference(2, 20), allow=False) == [
+        "loras/style-civitai-20-20.safetensors"
+    ]
+    assert world.asked == asked
+
+
+def test_what_settle_finds_missing_says_where_to_get_it(world: World) -> None:
+    world.offer(1, 10, "ink.safetensors", safetensors("ink"))
+    world.huggingface.repositories = [
+        Repository("org/a", {"100% ink.safetensors": safetensors("oil")}, card={"license": "mit"})
+    ]
+    references = (CivitaiReference(1), HuggingFaceReference("org/a"))
+    ((ink,), (oil,)) = world.fetcher.settle(references, "lora")
+    assert isinstance(ink, Wanted) and isinstance(oil, Wanted)
+    assert ink.remote.reference == "civitai:1@10" and ink.remote.licence
+    for wanted in (ink, oil):
+        (again,) = read_references(wanted.remote.reference)
+        assert again == wanted.reference
+        ((same,),) = world.fetcher.settle([again], "lora")
+        assert isinstance(same, Wanted) and same.ref == wanted.ref
+    assert not world.storage.requests and world.on_disk() == []

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 from .. import host
 from ..errors import LoraError, ModelFileError, SettingError
+from ..hubs.wording import where_to_get
 from ..memory import OWN_PATCHES
 from ..plan import AppliedLora, FileRef, Notice, PlannedLora, SkippedLora
+from ..recommending import NOT_FETCHED
 
 CARRIED = "carried_loras"
 """Attachment key on the patchers of MODEL and CLIP: the `_Outcome` of LoRAs they carry already."""
@@ -97,7 +99,12 @@ def apply_loras(
         try:
             file = _located(lora, locate)
         except ModelFileError as error:
-            missing.append(_skip_or_raise(lora, "unreadable", str(error)))
+            code, problem = "unreadable", str(error)
+            if lora.pending:
+                code, problem = "not_fetched", f"LoRA {lora.title}: {NOT_FETCHED}"
+            if lora.remote is not None:
+                problem += f" {where_to_get(lora.remote)}"
+            missing.append(_skip_or_raise(lora, code, problem))
         else:
             wanted.append((lora, file, _key(lora, file)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 
+from ..hubs.wording import describe_remote
 from ..plan import (
     GenerationPlan,
     LoraPlan,
@@ -96,6 +97,9 @@ def _loras(plan: LoraPlan, skipped: Set[str]) -> list[str]:
             lines.append(f"  Trigger words added: {', '.join(lora.trigger_words)}.")
         if lora.factors:
             lines.append(f"  Confidence {lora.confidence:.2f}. {_evidence(lora)}")
+        if lora.remote is not None:
+            here = "Not on this machine" if lora.pending else "Fetched"
+            lines.append(f"  {here}: {describe_remote(lora.remote)}.")
         if lora.file.name in skipped:
             lines.append("  It was not applied in this run; see below.")
     return lines or ["No LoRA: none in the library fits this prompt and model well enough."]

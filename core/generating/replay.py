@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import PlanError
-from ..plan import FileRef, Generation, GenerationPlan, ModelInfo
+from ..errors import ModelFileError, PlanError
+from ..hubs.wording import where_to_get
+from ..plan import FileRef, Generation, GenerationPlan, ModelInfo, PlannedLora
 from .png import RECORD_KEY, read_png_text
 
 _AUTOMATIC = "automatic"
@@ -46,7 +47,7 @@ def replay_prompt(plan: GenerationPlan, *, locate: Callable[[FileRef], FileRef])
             cannot say how to load it.
     """
     model = _located(plan.model, locate)
-    loras = tuple(lora.model_copy(update={"file": locate(lora.file)}) for lora in plan.loras.loras)
+    loras = tuple(_located_lora(lora, locate) for lora in plan.loras.loras)
     plan = plan.model_copy(
         update={"model": model, "loras": plan.loras.model_copy(update={"loras": loras})}
     )
@@ -73,6 +74,15 @@ def replay_prompt(plan: GenerationPlan, *, locate: Callable[[FileRef], FileRef])
         }
         prompt["1"]["inputs"]["memory_plan"] = ["3", 0]
     return prompt
+
+
+def _located_lora(lora: PlannedLora, locate: Callable[[FileRef], FileRef]) -> PlannedLora:
+    try:
+        return lora.model_copy(update={"file": locate(lora.file), "pending": False})
+    except ModelFileError as error:
+        if lora.remote is None:
+            raise
+        raise ModelFileError(f"{error} {where_to_get(lora.remote)}") from error
 
 
 def _located(model: ModelInfo, locate: Callable[[FileRef], FileRef]) -> ModelInfo:

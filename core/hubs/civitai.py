@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from ..errors import HubAccessError, HubNotFoundError, SettingError
 from .answers import data, failure, unreadable
 from .entries import (
+    MAX_ASKS,
     MinedSettings,
     ModelKind,
     RemoteFile,
@@ -39,7 +40,6 @@ _FORMATS = {
 }  # fmt: skip
 _NO_MODEL = frozenset({"Training Data", "Config", "Archive", "Workflow", "Metadata"})
 _SAFE_LEVELS = 1 | 2  # PG and PG13
-_MAX_ASKS = 5  # requests for one page of results, when most of what the hub sends is sorted out
 _MAX_IDS = 100  # per GET /models
 _MAX_HASHES = 10_000  # per POST /model-versions/by-hash/ids
 _MAX_FULL_HASHES = 100  # per POST /model-versions/by-hash
@@ -76,12 +76,14 @@ class Civitai:
         self._effects = effects or Effects()
         self._now = now
 
-    def search(self, query: SearchQuery, *, allow_nsfw: bool = False) -> SearchPage:
+    def search(
+        self, query: SearchQuery, *, allow_nsfw: bool = False, requests: int = MAX_ASKS
+    ) -> SearchPage:
         """Models, each with the newest of its versions that matches.
 
         The hub's filters narrow the search; every result is checked again here, because the hub
-        answers for models while base models belong to versions. At most five requests: a page
-        may be short before the end. What a person blocked is `safety`'s to sort out.
+        answers for models while base models belong to versions. At most so many `requests`: a
+        page may be short before the end. What a person blocked is `safety`'s to sort out.
 
         Raises:
             HubError, HubBusyError: see `answers`.
@@ -102,7 +104,7 @@ class Civitai:
             params["tag"] = query.tags[0]
         found: list[RemoteVersion] = []
         cursor = query.cursor
-        for _ in range(_MAX_ASKS):
+        for _ in range(requests):
             # Asking for what is still missing, no more: nothing is lost between two pages.
             asked = params | {"limit": query.limit - len(found)}
             body = self._get("models", asked | ({"cursor": cursor} if cursor else {}), "a search")

@@ -8,6 +8,9 @@ Hub = Literal["huggingface", "civitai"]
 ModelKind = Literal["checkpoint", "lora", "vae", "text_encoder", "diffusion_model", "other"]
 Sort = Literal["downloads", "likes", "newest"]
 
+MAX_ASKS = 5
+"""Requests for one page of results, at most, when most of what the hub sends is sorted out."""
+
 
 class RemoteFile(NamedTuple):
     """One file that a hub offers."""

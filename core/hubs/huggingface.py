@@ -16,7 +16,15 @@ from urllib.request import getproxies
 
 from ..errors import HubError, HubNotFoundError, SettingError
 from .answers import failure, unreadable
-from .entries import ModelKind, RemoteFile, RemoteVersion, SearchPage, SearchQuery, Sort
+from .entries import (
+    MAX_ASKS,
+    ModelKind,
+    RemoteFile,
+    RemoteVersion,
+    SearchPage,
+    SearchQuery,
+    Sort,
+)
 from .http import (
     TIMEOUT,
     Answer,
@@ -53,7 +61,6 @@ _PRECISION = re.compile(
     r"(?:^|[._-])(fp32|fp16|bf16|fp8|fp4|nf4|int8|int4|q\d(?:_\w+)?)(?=[._-]|$)", re.IGNORECASE
 )
 _USUAL_NAMES = ("pytorch_lora_weights.safetensors",)
-_MAX_ASKS = 5  # requests for one page of results, when most of what the hub sends is sorted out
 _INDEX = "model_index.json"
 # The names that ComfyUI's comfy/diffusers_load.py looks for in each folder, its first choice first.
 _COMPONENTS = {
@@ -107,11 +114,13 @@ class HuggingFace:
         if is_loopback(self.endpoint):
             _never_by_proxy(urlsplit(self.endpoint).hostname or "")
 
-    def search(self, query: SearchQuery, *, allow_nsfw: bool = False) -> SearchPage:
+    def search(
+        self, query: SearchQuery, *, allow_nsfw: bool = False, requests: int = MAX_ASKS
+    ) -> SearchPage:
         """Repositories. Sizes and hashes of their files are told by `repository` only.
 
-        The hub's filters narrow the search; every result is checked again here. At most five
-        requests: a page may be short before the end.
+        The hub's filters narrow the search; every result is checked again here. At most so many
+        `requests`: a page may be short before the end.
 
         Raises:
             HubError, HubBusyError: see `answers`.
@@ -124,7 +133,7 @@ class HuggingFace:
         params = _search_params(query)
         found: list[RemoteVersion] = []
         cursor = query.cursor
-        for _ in range(_MAX_ASKS):
+        for _ in range(requests):
             # Asking for what is still missing, no more: nothing is lost between two pages.
             asked = params | {"limit": query.limit - len(found)}
             infos, following = self._page(asked | ({"cursor": cursor} if cursor else {}))

@@ -43,7 +43,8 @@ class HuggingFaceReference(NamedTuple):
 
     def __str__(self) -> str:
         revision = "" if self.revision is None else "@" + self.revision.replace("/", "%2F")
-        return f"hf:{self.repo}{revision}" + ("" if self.file is None else f"/{self.file}")
+        file = "" if self.file is None else "/" + self.file.replace("%", "%25")
+        return f"hf:{self.repo}{revision}{file}"
 
 
 class HashReference(NamedTuple):

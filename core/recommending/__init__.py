@@ -8,14 +8,22 @@ against each other. Pure and deterministic; no files are read but this package's
 from __future__ import annotations
 
 from .recommender import RecommendSettings, UserLora, recommend
-from .stack import to_stack, with_user_loras
+from .remote import MAX_QUESTIONS, Offer, Question, questions, with_offers
+from .stack import NOT_FETCHED, to_stack, with_user_loras, without_pending
 from .strengths import default_strength
 
 __all__ = [
+    "MAX_QUESTIONS",
+    "NOT_FETCHED",
+    "Offer",
+    "Question",
     "RecommendSettings",
     "UserLora",
     "default_strength",
+    "questions",
     "recommend",
     "to_stack",
+    "with_offers",
     "with_user_loras",
+    "without_pending",
 ]

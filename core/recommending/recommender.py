@@ -90,6 +90,8 @@ class UserLora(NamedTuple):
     model_strength: float
     clip_strength: float
     origin: Literal["prompt_tag", "stack", "reference"]
+    remote: RemoteLora | None = None
+    """Where to get it, when it is not on this machine."""
 
 
 def recommend(

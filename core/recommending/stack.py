@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import LoraError
-from ..plan import LoraPlan, Notice, PlannedLora
+from ..plan import LoraPlan, Notice, PlannedLora, SkippedLora
 from .recommender import UserLora
+from .triggers import append
 
 Stack = list[tuple[str, float, float]]
 
@@ -66,7 +67,41 @@ def with_user_loras(plan: LoraPlan, loras: Sequence[UserLora]) -> LoraPlan:
             clip_strength=lora.clip_strength,
             origin=lora.origin,
             reason=_REASONS[lora.origin],
+            remote=lora.remote,
+            pending=lora.remote is not None,
         )
         for lora in asked.values()
     )
     return plan.model_copy(update={"loras": (*kept, *added), "notices": tuple(notices)})
+
+
+NOT_FETCHED = (
+    "It is not on this machine. CivitAILoRAFetcher, wired in with allow_download on, fetches it."
+)
+
+
+def without_pending(plan: LoraPlan, segments: Sequence[str]) -> LoraPlan:
+    """The plan less the recommended LoRAs that are pending, which are told as skipped, and less
+    the trigger words they added. The user's own stay.
+
+    Args:
+        segments: of the analysis that the plan was made from. Where the plan's text is not these
+            with trigger words behind, it was edited, and is left as it is.
+    """
+    gone = [lora for lora in plan.pending if not lora.by_user]
+    if not gone:
+        return plan
+    kept = [lora for lora in plan.loras if lora not in gone]
+
+    def text(loras: Sequence[PlannedLora]) -> tuple[str, ...]:
+        return append(segments, [word for lora in loras for word in lora.trigger_words])
+
+    skipped = (SkippedLora(name=lora.title, code="not_fetched", reason=NOT_FETCHED)
+               for lora in gone)  # fmt: skip
+    return plan.model_copy(
+        update={
+            "loras": tuple(kept),
+            "segments": text(kept) if plan.segments == text(plan.loras) else plan.segments,
+            "skipped": (*plan.skipped, *skipped),
+        }
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from intelligent_generation.scripts.comfyui import (
     Client,
     ComfyUI,
     PromptFailedError,
+    PromptRefusedError,
     link_model,
     prepare_base,
 )
@@ -25,6 +27,7 @@ from intelligent_generation.tests.services.civitai import (
     make_version,
 )
 from intelligent_generation.tests.services.huggingface import HuggingFaceServer, Repository
+from intelligent_generation.tests.services.server import json_reply
 from intelligent_generation.tests.services.storage import FileHost
 from PIL import Image
 
@@ -48,6 +51,10 @@ class Hubs(NamedTuple):
         servers = (self.civitai, self.huggingface, self.storage)
         return sum(len(server.requests) for server in servers)
 
+    def sent(self, path: str) -> int:
+        """How often the storage host was asked for this file."""
+        return sum(seen.path.startswith(path) for seen in self.storage.requests)
+
     def loras(self) -> set[str]:
         return {path.name for path in self.host.base.models("loras").iterdir()}
 
@@ -58,17 +65,21 @@ def hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hubs]:
     base = prepare_base(folder / "comfyui")
     link_model(sample_model(CHECKPOINT), base.models("checkpoints"))
     write_library(folder / "library")
-    ink, harbour = (
+    ink, harbour, mosaic = (
         (folder / "library" / f"{name}.safetensors").read_bytes()
-        for name in ("dusk-light", "misty_mountains")
+        for name in ("dusk-light", "misty_mountains", "watercolor_wash_v2")
     )
     with CivitaiServer() as civitai, HuggingFaceServer() as hub, FileHost() as storage:
         civitai.locate = lambda file: storage.url(f"/{file['id']}?signature=x", "localhost")
-        for model, version, name, content in ((101, 1001, "ink", ink), (102, 1002, "bad", harbour)):
+        for model, version, name, content, word in (
+            (101, 1001, "ink", ink, "zinkwash"),
+            (102, 1002, "bad", harbour, "zinkwash"),
+            (103, 1003, "mosaic_tiles", mosaic, "mosaic tiles"),
+        ):
             storage.put(f"/{version}", content)
             file = make_file(version, f"{name}.safetensors", content)
-            row = make_version(version, [file], baseModel="SD 1.5", trainedWords=["zinkwash"])
-            civitai.models.append(make_model(model, name.title(), [row]))
+            row = make_version(version, [file], baseModel="SD 1.5", trainedWords=[word])
+            civitai.models.append(make_model(model, name.replace("_", " ").title(), [row]))
         storage.put("/1002", harbour[:-1] + b"!")
         hub.repositories = [
             Repository("org/tiny", {
@@ -214,40 +225,124 @@ def test_search_finds_what_is_here_and_what_is_there(hubs: Hubs) -> None:
     assert bad.status_code == 400 and "kind must be one of" in bad.json()["error"]
 
 
-def test_tokens_are_in_the_hubs_header_and_nowhere_else(hubs: Hubs, auto_graph) -> None:
-    """Last: looks at all that the tests above left behind."""
-    graph = auto_graph("a heron <lora:ink:0.5>", recommender={"max_loras": 0})
-    graph["fetcher"] = node("CivitAILoRAFetcher", references="civitai:101@1001",
-                            lora_plan=["recommender", 0], allow_download=True)  # fmt: skip
-    graph["sampler"]["inputs"]["lora_plan"] = ["fetcher", 0]
-    extra = {"extra_pnginfo": {"workflow": {"nodes": []}}}
-    run = hubs.client.run(graph, extra_data=extra)
-    assert hubs.client.get("/intelligent_generation/credentials").json() == {
-        "huggingface": "set", "civitai": "set",
-    }  # fmt: skip
-    sent = [*hubs.civitai.requests, *hubs.huggingface.requests]
-    assert sent and all(CANARY not in request.target for request in sent)
-    assert any(request.token == CANARY for request in hubs.civitai.asked("/download/"))
-    assert any(request.token == CANARY for request in hubs.huggingface.asked("/resolve/"))
-    assert hubs.storage.requests
-    assert not any("authorization" in seen.headers for seen in hubs.storage.requests)
-    assert CANARY not in repr(hubs.storage.requests)
-    assert CANARY not in repr(run) + hubs.host.log_text()
-    assert any(hubs.host.base.output.rglob("*.png"))
-    holders = [
-        path.relative_to(hubs.host.base.path).as_posix()
-        for path in _own_files(hubs.host.base.path)
-        if CANARY.encode() in path.read_bytes()
-    ]
-    assert holders == ["user/__intelligent_generation/credentials/civitai.token"]
+# --------------------------------------------------------------------------- proposed LoRAs
 
-    url = f"{hubs.host.url}/intelligent_generation/credentials"
-    assert hubs.client._session.delete(f"{url}/civitai").json()["civitai"] == "not set"
-    kept = hubs.client._session.delete(f"{url}/huggingface")
-    assert kept.status_code == 400 and "HF_TOKEN" in kept.json()["error"]
-    wrong = hubs.client._session.put(f"{url}/civitai", json={"token": f"two {CANARY}"})
-    assert wrong.status_code == 400 and CANARY not in wrong.text
-    assert hubs.client._session.put(f"{url}/other", json={"token": "x"}).status_code == 400
+
+MOSAIC = "mosaic tiles, a heron"
+TEXTS = {"explanation": ["recommender", 3], "report": ["fetcher", 4], "json": ["fetcher", 5]}
+
+
+def proposing(auto_graph: Any, *, include_remote: bool = True, **fetcher: Any) -> dict[str, Any]:
+    """The whole loop, the LoRAs through the fetcher when it is given anything."""
+    graph = auto_graph(MOSAIC, recommender={"include_remote": include_remote})
+    if fetcher:
+        inputs = {"lora_plan": ["recommender", 0], "model": ["loader", 0], "clip": ["loader", 1]}
+        graph["fetcher"] = node("CivitAILoRAFetcher", **inputs, **fetcher)
+        graph["sampler"]["inputs"] |= {
+            "lora_plan": ["fetcher", 0], "model": ["fetcher", 2], "clip": ["fetcher", 3],
+        }  # fmt: skip
+    for name, link in TEXTS.items():
+        if link[0] in graph:
+            graph[name] = node("PreviewAny", source=link)
+    return graph
+
+
+def shown(run: Any, name: str) -> str:
+    return "".join(run.outputs[name]["text"])
+
+
+def record(hubs: Hubs, run: Any) -> Any:
+    (id,) = run.outputs["sampler"]["generation_id"]
+    return hubs.client.get(f"/intelligent_generation/generations/{id}").json()
+
+
+def test_no_hub_is_asked_for_loras_unless_told_to(hubs: Hubs, auto_graph) -> None:
+    asked = hubs.asked
+    run = hubs.client.run(proposing(auto_graph, include_remote=False))
+    assert hubs.asked == asked and "mosaic_tiles" not in shown(run, "explanation")
+
+
+def test_a_proposed_lora_is_left_out_where_nothing_fetches_it(hubs: Hubs, auto_graph) -> None:
+    run = hubs.client.run(proposing(auto_graph))
+    said = shown(run, "explanation")
+    assert "LoRA Mosaic Tiles v1.0 at" in said and "Not on this machine: " in said
+    assert 'asked for LoRAs for "mosaic tiles", "heron"' in said
+    for part in ("MB on CivitAI by maker", "base model SD 1.5", "licence: commercial use"):
+        assert part in said
+    made = record(hubs, run)
+    assert made["plan"]["loras"]["loras"] == [] and made["images"]
+    assert made["plan"]["loras"]["segments"] == [MOSAIC]
+    assert "Left out: Mosaic Tiles v1.0: It is not on this machine." in made["explanation"]
+    assert not hubs.sent("/1003")
+    again = hubs.client.run(proposing(auto_graph))
+    assert again.executed == (), "nothing changed"
+
+
+def test_hubs_that_fail_do_not_end_the_run(hubs: Hubs, auto_graph) -> None:
+    hubs.civitai.fail(json_reply({"error": "Unauthorized"}, 401), path="/api/v1/models")
+    hubs.huggingface.fail(json_reply({"error": "x"}, 429, Retry_After="9999"), path="/api/models")
+    graph = proposing(auto_graph)
+    graph["analyzer"]["inputs"]["prompt"] = "stained glass window"
+    said = shown(hubs.client.run(graph), "explanation")
+    assert "Warning: CivitAI gave no LoRAs, or not all: CivitAI wants a login" in said
+    assert "Warning: Hugging Face gave no LoRAs, or not all: Hugging Face asks for fewer" in said
+    # It is asked again, and by then the hub's anger is over for this client too.
+    assert "recommender" in hubs.client.run(graph).executed
+
+
+def test_what_waits_for_approval_is_neither_fetched_nor_sampled(hubs: Hubs, auto_graph) -> None:
+    with pytest.raises(PromptRefusedError, match="mode is AUTO, which does not read it"):
+        hubs.client.run(proposing(auto_graph, plan="{}"))
+    with pytest.raises(PromptRefusedError, match="is not JSON"):
+        hubs.client.run(proposing(auto_graph, plan="{", mode="ASSISTED"))
+    with pytest.raises(PromptFailedError, match=r"allow_download is off(?s:.*)mosaic_tiles"):
+        hubs.client.run(proposing(auto_graph, allow_download=False))
+
+    waiting = proposing(auto_graph, mode="ASSISTED", allow_download=True)
+    run = hubs.client.run(waiting)
+    assert "sampler" not in run.outputs
+    assert "not on this machine: " in shown(run, "report")
+    assert "Nothing was downloaded" in shown(run, "report")
+    assert "mosaic_tiles.safetensors" not in hubs.loras() and not hubs.sent("/1003")
+    plan = json.loads(shown(run, "json"))
+    (pending,) = plan["loras"]
+    assert pending["pending"] and pending["remote"]["reference"] == "civitai:103@1003"
+
+    plan["loras"][0] |= {"model_strength": 0.35, "clip_strength": 0.35}
+    text = json.dumps(plan)
+    with pytest.raises(PromptFailedError, match="allow_download is off"):
+        hubs.client.run(proposing(auto_graph, mode="ASSISTED", plan=text, allow_download=False))
+    changed = text.replace(pending["file"]["sha256"], "0" * 64)
+    with pytest.raises(PromptFailedError, match="is another file on the hub now"):
+        hubs.client.run(proposing(auto_graph, mode="ASSISTED", plan=changed, allow_download=True))
+    assert not hubs.sent("/1003")
+
+    approved = proposing(auto_graph, mode="ASSISTED", plan=text, allow_download=True)
+    made = record(hubs, hubs.client.run(approved))
+    (lora,) = made["plan"]["loras"]["loras"]
+    assert lora["file"]["name"] == "mosaic_tiles.safetensors" and not lora["pending"]
+    assert lora["model_strength"] == 0.35 and lora["remote"]["reference"] == "civitai:103@1003"
+    assert made["applied"][0]["model_weights"] > 0
+    assert "Fetched: " in made["explanation"]
+    assert hubs.sent("/1003") == 1
+
+
+def test_what_was_fetched_is_a_lora_like_any_other_and_costs_no_request(
+    hubs: Hubs, auto_graph
+) -> None:
+    graph = proposing(auto_graph, allow_download=True)
+    hubs.client.run(graph)
+    fetched = len(hubs.storage.requests)
+    made = record(hubs, hubs.client.run(graph))
+    assert hubs.client.run(graph).executed == (), "now nothing changes any more"
+    assert len(hubs.storage.requests) == fetched
+    (lora,) = made["plan"]["loras"]["loras"]
+    assert lora["file"]["name"] == "mosaic_tiles.safetensors" and not lora["pending"]
+    replay = hubs.client.get(f"/intelligent_generation/generations/{made['id']}/prompt").json()
+    again = record(
+        hubs, hubs.client.run({**replay["prompt"], "sampler": replay["prompt"].pop("2")})
+    )
+    assert again["applied"] == made["applied"]
 
 
 def _own_files(base: Path) -> Iterator[Path]:
@@ -360,3 +455,45 @@ def test_only_downloads_can_be_pinned_and_restored(hubs: Hubs) -> None:
     ):
         answer = call(hubs, method, path, {"path": str(own), **extra})
         assert answer.status_code == 400 and "is not a file that the pack" in answer.json()["error"]
+
+
+# --------------------------------------------------------------------------- secrets
+
+
+def test_tokens_are_in_the_hubs_header_and_nowhere_else(hubs: Hubs, auto_graph) -> None:
+    """Last: looks at all that the tests above left behind, and at one more run."""
+    graph = auto_graph("an old harbour", recommender={"include_remote": True})
+    graph["fetcher"] = node("CivitAILoRAFetcher", references="civitai:101@1001",
+                            lora_plan=["recommender", 0], allow_download=True)  # fmt: skip
+    graph["sampler"]["inputs"]["lora_plan"] = ["fetcher", 0]
+    extra = {"extra_pnginfo": {"workflow": {"nodes": []}}}
+    run = hubs.client.run(graph, extra_data=extra)
+    assert hubs.client.get("/intelligent_generation/credentials").json() == {
+        "huggingface": "set", "civitai": "set",
+    }  # fmt: skip
+    sent = [*hubs.civitai.requests, *hubs.huggingface.requests]
+    assert sent and all(CANARY not in request.target for request in sent)
+    assert any(request.token == CANARY for request in hubs.civitai.asked("/download/"))
+    assert any(request.token == CANARY for request in hubs.huggingface.asked("/resolve/"))
+    searched = [request for request in sent if {"query", "search"} & request.query.keys()]
+    assert any("harbour" in request.target for request in searched)
+    assert all(request.token == CANARY for request in searched)
+    assert hubs.storage.requests
+    assert not any("authorization" in seen.headers for seen in hubs.storage.requests)
+    assert CANARY not in repr(hubs.storage.requests)
+    assert CANARY not in repr(run) + hubs.host.log_text()
+    assert any(hubs.host.base.output.rglob("*.png"))
+    holders = [
+        path.relative_to(hubs.host.base.path).as_posix()
+        for path in _own_files(hubs.host.base.path)
+        if CANARY.encode() in path.read_bytes()
+    ]
+    assert holders == ["user/__intelligent_generation/credentials/civitai.token"]
+
+    url = f"{hubs.host.url}/intelligent_generation/credentials"
+    assert hubs.client._session.delete(f"{url}/civitai").json()["civitai"] == "not set"
+    kept = hubs.client._session.delete(f"{url}/huggingface")
+    assert kept.status_code == 400 and "HF_TOKEN" in kept.json()["error"]
+    wrong = hubs.client._session.put(f"{url}/civitai", json={"token": f"two {CANARY}"})
+    assert wrong.status_code == 400 and CANARY not in wrong.text
+    assert hubs.client._session.put(f"{url}/other", json={"token": "x"}).status_code == 400
