@@ -275,6 +275,20 @@ def test_a_silent_hub_costs_the_time_allowed_and_what_came_is_used(
     assert "Hugging Face had not answered everything within 0.5 s" in offers.notices[1].message
 
 
+def test_texts_that_are_none_do_no_harm(world: World) -> None:
+    odd = "pixel \ud83d\0!"
+    version = {"trainedWords": [odd], "name": odd}
+    world.offer(1, "Pixel Art", description=odd, tags=[odd, "style"], version=version)
+    world.huggingface.repositories = [
+        Repository("org/pixel-art", {"a.safetensors": CONTENT}, tags=["lora"],
+                   card={"base_model": "runwayml/stable-diffusion-v1-5", "license_name": odd,
+                         "instance_prompt": odd}),
+    ]  # fmt: skip
+    offers = world.ask()
+    assert names(offers) == ["Pixel Art pixel ?!", "pixel-art"]
+    assert LoraPlan.from_json(planned(world, "pixel art", offers.found).to_json()).pending
+
+
 def test_an_interrupt_ends_it_at_once(world: World) -> None:
     for _ in range(4):
         world.civitai.fail(json_reply({"error": "slow"}, 429, Retry_After="60"))

@@ -134,8 +134,8 @@ def _sidecars(name: str, rows: Mapping[str, os.DirEntry[str]]) -> str:
         if beside in rows:
             with suppress(OSError):
                 status = rows[beside].stat()
-                stamps.append(f"{beside}\0{status.st_size}\0{status.st_mtime_ns}")
-    return "\0".join(stamps)
+                stamps.append(f"{beside}/{status.st_size}/{status.st_mtime_ns}")
+    return "/".join(stamps)  # which no name holds, and, unlike a zero byte, every database takes
 
 
 def sidecar_names(name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from .entries import (
     SearchPage,
     SearchQuery,
     Sort,
+    readable,
 )
 from .http import Answer, Effects, Failure, Http, Pace, endpoint, persist, unreachable
 from .mining import mine
@@ -344,7 +345,7 @@ class Civitai:
         stats, of_model = _part(body, "stats"), _part(item, "stats")
         names = [_text(item, "name") or f"model {model_id}", _text(body, "name")]
         may_download = body.get("usageControl", "Download") == "Download"
-        return RemoteVersion(
+        version = RemoteVersion(
             hub="civitai",
             model_id=str(model_id),
             version_id=str(id),
@@ -366,6 +367,7 @@ class Civitai:
             page=f"{self.endpoint}/models/{model_id}?modelVersionId={id}",
             image=_safe_image(body.get("images")),
         )
+        return readable(version)
 
     def _files(self, body: Mapping[str, Any]) -> tuple[RemoteFile, ...]:
         rows = body.get("files")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Hub = Literal["huggingface", "civitai"]
 ModelKind = Literal["checkpoint", "lora", "vae", "text_encoder", "diffusion_model", "other"]
@@ -70,6 +70,23 @@ class RemoteVersion(NamedTuple):
     """Web page for a person."""
     image: str | None = None
     """URL of a preview image that is safe for work; None when there is none."""
+
+
+def readable(version: RemoteVersion) -> RemoteVersion:
+    """The same without characters that are no text: halves of pairs, and zero bytes. JSON can
+    carry them, databases and plans cannot."""
+    return _readable(version)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return value.encode("utf-8", "replace").decode().replace("\0", "")
+    if not isinstance(value, tuple):
+        return value
+    parts = map(_readable, value)
+    return value._make(parts) if isinstance(value, (RemoteVersion, RemoteFile)) else tuple(parts)
 
 
 class MinedSettings(NamedTuple):

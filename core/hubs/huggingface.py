@@ -24,6 +24,7 @@ from .entries import (
     SearchPage,
     SearchQuery,
     Sort,
+    readable,
 )
 from .http import (
     TIMEOUT,
@@ -268,7 +269,7 @@ class HuggingFace:
         commit = info.sha or "main"
         trigger = _card(info, "instance_prompt")
         trigger = trigger.strip() if isinstance(trigger, str) else ""
-        return RemoteVersion(
+        version = RemoteVersion(
             hub="huggingface",
             model_id=info.id,
             version_id=commit,
@@ -287,6 +288,7 @@ class HuggingFace:
             gated=bool(info.gated),
             page=f"{self.endpoint}/{info.id}",
         )
+        return readable(version)
 
     def _files(self, info: ModelInfo, commit: str) -> tuple[RemoteFile, ...]:
         siblings = {s.rfilename: s for s in info.siblings or ()}
