@@ -230,6 +230,57 @@ class ModelPart(_Frozen):
     bytes: Annotated[int, Field(ge=0)]
 
 
+class Factor(_Frozen):
+    """One named reason in a score. The score is the sum of `value * weight` over factors."""
+
+    name: str
+    value: float
+    weight: float
+    detail: str = ""
+    """The words that matched, or what was measured."""
+
+
+class RemoteLora(_Frozen):
+    """Where a hub has a LoRA, and what it says of it."""
+
+    hub: Literal["huggingface", "civitai"]
+    reference: str
+    """As CivitAILoRAFetcher's `references` takes it: `civitai:123@456`, which is model and
+    version, or `hf:owner/name@commit/file`."""
+    size: Annotated[int, Field(ge=0)] | None = None
+    """Bytes, perhaps rounded by the hub; None when it does not say."""
+    base_model: str = ""
+    """As the hub writes it; empty when it does not say, as with the next two."""
+    licence: str = ""
+    """In words for a person."""
+    creator: str = ""
+    page: str = ""
+    """Web page for a person."""
+
+
+class SkippedModel(_Frozen):
+    """A model that was considered and not taken, worth telling."""
+
+    name: str
+    code: str
+    """lower_score, incomplete, not_text_to_image, unknown_family, too_large, nsfw ..."""
+    reason: str
+
+
+class ChosenModel(_Frozen):
+    """Why a model was chosen, where the pack chose it."""
+
+    file: FileRef
+    score: float
+    factors: tuple[Factor, ...]
+    reason: str
+    """A few sentences for people."""
+    alternatives: tuple[SkippedModel, ...] = ()
+    """The next best first."""
+    candidates: Annotated[int, Field(ge=0)] = 0
+    """How many models were compared."""
+
+
 class ModelInfo(PlanObject):
     """What the loaded model is. Made by HubModelLoader, or read off any MODEL."""
 
@@ -260,6 +311,8 @@ class ModelInfo(PlanObject):
     carried_patches: Annotated[int, Field(ge=0)] = 0
     """Changes that other nodes had made when MODEL and CLIP came in: patches of LoRAs and merges,
     options, replaced parts. The record cannot say what they were."""
+    choice: ChosenModel | None = None
+    """Why it was chosen, where HubModelLoader's `model` was auto; None for the user's choice."""
     notices: tuple[Notice, ...] = ()
 
     def part(self, role: str) -> ModelPart | None:
@@ -272,34 +325,6 @@ class ModelInfo(PlanObject):
 
 
 # --------------------------------------------------------------------------- LoRAs
-
-
-class Factor(_Frozen):
-    """One named reason in a score. The score is the sum of `value * weight` over factors."""
-
-    name: str
-    value: float
-    weight: float
-    detail: str = ""
-    """The words that matched, or what was measured."""
-
-
-class RemoteLora(_Frozen):
-    """Where a hub has a LoRA, and what it says of it."""
-
-    hub: Literal["huggingface", "civitai"]
-    reference: str
-    """As CivitAILoRAFetcher's `references` takes it: `civitai:123@456`, which is model and
-    version, or `hf:owner/name@commit/file`."""
-    size: Annotated[int, Field(ge=0)] | None = None
-    """Bytes, perhaps rounded by the hub; None when it does not say."""
-    base_model: str = ""
-    """As the hub writes it; empty when it does not say, as with the next two."""
-    licence: str = ""
-    """In words for a person."""
-    creator: str = ""
-    page: str = ""
-    """Web page for a person."""
 
 
 class PlannedLora(_Frozen):

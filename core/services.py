@@ -28,6 +28,7 @@ from .catalog import (
     CleanupReport,
     DiskCache,
     Edit,
+    ModelEntry,
     ModelSearch,
     ScanStatus,
     SearchResult,
@@ -78,14 +79,16 @@ from .hubs import (
 from .hubs.civitai import ENDPOINT as CIVITAI
 from .hubs.huggingface import ENDPOINT as HUGGINGFACE
 from .hubs.wording import describe_remote
-from .learning import NOT_RATED, rated_settings, record_rating, revision
+from .learning import NOT_RATED, rated_models, rated_settings, record_rating, revision
 from .memory import (
+    OWN_MEMORY,
     LoadedModel,
     ModelChoice,
     choose_fetched,
     choose_model,
     describe_model,
     load_model,
+    missing_parts,
     plan_memory,
     read_free,
     read_machine,
@@ -110,9 +113,12 @@ from .prompting import OllamaSettings, analyze
 from .prompting.answers import StoredAnswers
 from .proposing import Proposer
 from .recommending import (
+    LoraSupport,
+    MemoryLimits,
     Offer,
     RecommendSettings,
     UserLora,
+    choose_checkpoint,
     default_strength,
     questions,
     recommend,
@@ -362,6 +368,58 @@ class Services:
 
     def choose_model(self, **choice: Any) -> ModelChoice:
         return choose_model(**choice, installed=host.model_names)
+
+    def choose_checkpoint(
+        self,
+        analysis: PromptAnalysis | None,
+        plan: MemoryPlan | None = None,
+        *,
+        text_encoders: Sequence[str] = (),
+        vae: str | None = None,
+        variant: str | None = None,
+    ) -> ModelChoice:
+        """The installed checkpoint that suits a prompt, this machine, the LoRAs and the ratings.
+
+        Raises:
+            ModelFileError: there is none that can be used.
+            LoraError: a LoRA that the user names in the prompt cannot be used with any.
+        """
+        library = self.catalog.models("checkpoints")
+        if analysis is not None:
+            self._user_loras(analysis, ())  # one that is missing is no checkpoint's fault
+        plan = plan or plan_memory(read_machine(host.HostMachine()))
+        given = {"text_encoder": bool(text_encoders), "vae": vae is not None}
+
+        def problem(entry: ModelEntry) -> str:
+            try:
+                return missing_parts(self.catalog.path(entry.file), given)
+            except ModelFileError as error:
+                return str(error)
+
+        chosen = choose_checkpoint(
+            library.entries,
+            analysis,
+            loras=partial(self._lora_support, analysis),
+            memory=MemoryLimits(
+                plan.device.total_bytes, plan.ram_total_bytes, plan.device.kind in OWN_MEMORY
+            ),
+            ratings=rated_models(self.database),
+            unreadable=library.unreadable,
+            problem=problem,
+        )
+        choice = choose_model(
+            model=f"checkpoints/{chosen.file.name}",
+            text_encoders=text_encoders,
+            vae=vae,
+            variant=variant,
+            installed=host.model_names,
+        )
+        return choice._replace(chosen=chosen)
+
+    def checkpoint_revision(self) -> str:
+        """Changes when `choose_checkpoint` may choose otherwise for the same prompt."""
+        parts = (self.catalog.revision("checkpoints"), self.lora_revision())
+        return " ".join((*parts, self.learning_revision()))
 
     def fetch_model(
         self,
@@ -926,6 +984,18 @@ class Services:
 
     def _info(self, model: Any) -> ModelInfo:
         return model if isinstance(model, ModelInfo) else describe_model(model)
+
+    def _lora_support(self, analysis: PromptAnalysis | None, family: str) -> LoraSupport:
+        if analysis is None:
+            return LoraSupport()
+        info = ModelInfo(name="", family=family, family_confidence=1.0, evidence="")
+        try:
+            loras = [lora for lora in self.recommend(analysis, info).loras if not lora.by_user]
+        except LoraError as error:
+            return LoraSupport(problem=str(error))
+        return LoraSupport(
+            tuple(lora.confidence for lora in loras), tuple(lora.title for lora in loras)
+        )
 
     def _costs(self, info: ModelInfo) -> Costs:
         """What runs of a model cost here. The first call for a data type measures the machine."""

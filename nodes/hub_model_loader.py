@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 from comfy_api.latest import io
 
-from .sockets import CATEGORY, MemoryPlanSocket, ModelInfoSocket
+from .sockets import CATEGORY, MemoryPlanSocket, ModelInfoSocket, PromptAnalysisSocket
 
 LOCAL = "local"
 AUTOMATIC = "automatic"
+AUTO = "auto"
+"""For `model`: the pack chooses among the checkpoints."""
 VARIANTS = [
     *("turbo", "lightning", "lcm", "hyper", "dmd", "flash", "distilled"),
     *("turbo-merge", "lightning-merge"),
@@ -45,8 +47,10 @@ class HubModelLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "model",
-                    options=models,
-                    tooltip="A checkpoint, or a diffusion model alone. Read when source is local.",
+                    options=[AUTO, *models],
+                    tooltip="A checkpoint, or a diffusion model alone. auto: the checkpoint that "
+                    "suits the prompt, your LoRAs, this machine and your ratings. Read when source "
+                    "is local.",
                 ),
                 io.Combo.Input(
                     "vae",
@@ -91,6 +95,11 @@ class HubModelLoader(io.ComfyNode):
                     tooltip="Off: what is missing is not downloaded, and an error says what it is, "
                     "its size and its licence.",
                 ),
+                PromptAnalysisSocket.Input(
+                    "analysis",
+                    optional=True,
+                    tooltip="What model = auto goes by. Unlinked: it chooses for any prompt.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL"),
@@ -99,6 +108,11 @@ class HubModelLoader(io.ComfyNode):
                 ModelInfoSocket.Output("model_info", display_name="model info"),
                 io.String.Output(
                     "family", display_name="family", tooltip="For example sd15, sdxl, flux-dev."
+                ),
+                io.String.Output(
+                    "explanation",
+                    display_name="explanation",
+                    tooltip="What the model is, and where auto chose it, why and what lost.",
                 ),
             ],
         )
@@ -117,7 +131,8 @@ class HubModelLoader(io.ComfyNode):
         try:
             if source == LOCAL:
                 _no_reference(reference)
-                choose_model(model=model, installed=host.model_names)
+                if model != AUTO:
+                    choose_model(model=model, installed=host.model_names)
             else:
                 from ..core.services import model_references
 
@@ -136,10 +151,13 @@ class HubModelLoader(io.ComfyNode):
         wanted = _wanted(**inputs)
         if wanted.references:
             return services().fetched_stamp(wanted.references, **wanted.others)
+        if wanted.model == AUTO:
+            return services().checkpoint_revision()
         return services().stamp(services().choose_model(model=wanted.model, **wanted.others))
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
+        from ..core.generating import describe_model_choice
         from ..core.services import services
 
         wanted = _wanted(**inputs)
@@ -147,10 +165,21 @@ class HubModelLoader(io.ComfyNode):
             choice = services().fetch_model(
                 wanted.references, allow_download=wanted.allow_download, **wanted.others
             )
+        elif wanted.model == AUTO:
+            choice = services().choose_checkpoint(
+                inputs.get("analysis"), inputs.get("memory_plan"), **wanted.others
+            )
         else:
             choice = services().choose_model(model=wanted.model, **wanted.others)
         loaded = services().load_model(choice, inputs.get("memory_plan"))
-        return io.NodeOutput(loaded.model, loaded.clip, loaded.vae, loaded.info, loaded.info.family)
+        return io.NodeOutput(
+            loaded.model,
+            loaded.clip,
+            loaded.vae,
+            loaded.info,
+            loaded.info.family,
+            describe_model_choice(loaded.info),
+        )
 
 
 class _Wanted(NamedTuple):
@@ -173,6 +202,7 @@ def _wanted(
     memory_plan: Any = None,
     reference: str = "",
     allow_download: bool = False,
+    analysis: Any = None,
 ) -> _Wanted:
     from ..core.services import model_references
 

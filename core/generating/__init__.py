@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .applying import AppliedLoras, apply_loras
     from .editing import edit_plan, names_seed
-    from .explanation import describe_loras, difference, explain
+    from .explanation import describe_loras, describe_model_choice, difference, explain
     from .records import SaveLocation, load_generation, recent, recover, save_generation
     from .replay import generation_from_png, replay_prompt
     from .sampling import Sampled, run
@@ -22,6 +22,7 @@ __all__ = [
     "SaveLocation",
     "apply_loras",
     "describe_loras",
+    "describe_model_choice",
     "difference",
     "edit_plan",
     "explain",
@@ -41,6 +42,7 @@ _HOMES = {
     "SaveLocation": "records",
     "apply_loras": "applying",
     "describe_loras": "explanation",
+    "describe_model_choice": "explanation",
     "difference": "explanation",
     "edit_plan": "editing",
     "explain": "explanation",

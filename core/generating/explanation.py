@@ -6,9 +6,11 @@ from collections.abc import Sequence, Set
 
 from ..hubs.wording import describe_remote
 from ..plan import (
+    Factor,
     GenerationPlan,
     LoraPlan,
     Mode,
+    ModelInfo,
     Notice,
     PlannedLora,
     Reason,
@@ -41,6 +43,7 @@ def explain(
     """
     sections = [
         [_summary(plan, mode)],
+        _model(plan.model),
         _loras(plan.loras, {item.name for item in skipped}),
         _reasons(plan.sampling.reasons),
         _prompt(plan),
@@ -86,6 +89,27 @@ def describe_loras(plan: LoraPlan) -> str:
     return "\n".join(lines)
 
 
+def describe_model_choice(model: ModelInfo) -> str:
+    """Which model it is and why, in words."""
+    family = model.family + (f" {model.variant}" if model.variant else "")
+    lines = [f"{model.name}: {family}, by {model.evidence}."]
+    lines += _model(model) or ["Chosen by you."]
+    lines += [f"{_LEVEL[notice.level]}: {notice.message}" for notice in model.notices]
+    return "\n".join(lines)
+
+
+def _model(model: ModelInfo) -> list[str]:
+    choice = model.choice
+    if choice is None:
+        return []
+    others = f", of {choice.candidates} checkpoints" if choice.candidates > 1 else ""
+    return [
+        f"Model {model.name}{others}: {choice.reason}",
+        f"  Score {choice.score:.2f}. {_evidence(choice.factors)}",
+        *(f"  Not taken: {item.name}: {item.reason}" for item in choice.alternatives),
+    ]
+
+
 def _loras(plan: LoraPlan, skipped: Set[str]) -> list[str]:
     lines = []
     for lora in plan.loras:
@@ -96,7 +120,7 @@ def _loras(plan: LoraPlan, skipped: Set[str]) -> list[str]:
         if lora.trigger_words:
             lines.append(f"  Trigger words added: {', '.join(lora.trigger_words)}.")
         if lora.factors:
-            lines.append(f"  Confidence {lora.confidence:.2f}. {_evidence(lora)}")
+            lines.append(f"  Confidence {lora.confidence:.2f}. {_evidence(lora.factors)}")
         if lora.remote is not None:
             here = "Not on this machine" if lora.pending else "Fetched"
             lines.append(f"  {here}: {describe_remote(lora.remote)}.")
@@ -105,9 +129,9 @@ def _loras(plan: LoraPlan, skipped: Set[str]) -> list[str]:
     return lines or ["No LoRA: none in the library fits this prompt and model well enough."]
 
 
-def _evidence(lora: PlannedLora) -> str:
+def _evidence(factors: Sequence[Factor]) -> str:
     """The factors that spoke for it, the strongest first, as shares of all that did."""
-    score = {factor.name: factor.value * factor.weight for factor in lora.factors}
+    score = {factor.name: factor.value * factor.weight for factor in factors}
     positive = sorted(
         ((name, value) for name, value in score.items() if value > 0), key=lambda item: -item[1]
     )

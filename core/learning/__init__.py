@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .models import rated_models
     from .ratings import NOT_RATED, Rating, RatingResult, rating_of, record_rating, revision
     from .settings import rated_settings
 
@@ -16,6 +17,7 @@ __all__ = [
     "NOT_RATED",
     "Rating",
     "RatingResult",
+    "rated_models",
     "rated_settings",
     "rating_of",
     "record_rating",
@@ -26,5 +28,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "settings" if name == "rated_settings" else "ratings"
+    home = {"rated_settings": "settings", "rated_models": "models"}.get(name, "ratings")
     return getattr(import_module(f".{home}", __name__), name)

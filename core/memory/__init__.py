@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .resources import FreeMemory, Machine, MachineSource, human_bytes, read_free, read_machine
-from .strategy import plan_memory, report
+from .strategy import OWN_MEMORY, plan_memory, report
 
 if TYPE_CHECKING:
     from .loading import (
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
         choose_model,
         describe_model,
         load_model,
+        missing_parts,
     )
 
 __all__ = [
+    "OWN_MEMORY",
     "OWN_PATCHES",
     "FreeMemory",
     "LoadedModel",
@@ -34,6 +36,7 @@ __all__ = [
     "describe_model",
     "human_bytes",
     "load_model",
+    "missing_parts",
     "plan_memory",
     "read_free",
     "read_machine",

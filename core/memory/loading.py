@@ -23,7 +23,7 @@ from ..catalog import (
     trained_size,
 )
 from ..errors import ModelFileError, SettingError
-from ..plan import FileRef, MemoryPlan, ModelInfo, ModelPart, Notice
+from ..plan import ChosenModel, FileRef, MemoryPlan, ModelInfo, ModelPart, Notice
 from .allocation import allocate, is_quantized, part_sizes, table
 from .quantization import quantize
 from .resources import FreeMemory
@@ -61,6 +61,8 @@ class ModelChoice(NamedTuple):
     """None: what the checkpoint holds."""
     variant: str | None = None
     """The user's word for the variant; empty for "none"; None to detect it."""
+    chosen: ChosenModel | None = None
+    """Why the pack chose `model`; None for the user's choice."""
 
 
 class LoadedModel(NamedTuple):
@@ -184,6 +186,24 @@ def _no_such_model(
     )
 
 
+def missing_parts(path: Path, given: Mapping[str, bool]) -> str:
+    """What a checkpoint lacks to make pictures alone, as a sentence; empty when it lacks nothing.
+
+    Args:
+        given: by role (text_encoder, vae), whether it comes from another file.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
+    roles = {part.role for part in part_sizes([(None, read_header(path))])}
+    lacks = [
+        role.replace("_", " ")
+        for role in ("diffusion_model", "text_encoder", "vae")
+        if role not in roles and not given.get(role)
+    ]
+    return f"The file holds no {' and no '.join(lacks)}." if lacks else ""
+
+
 def load_model(
     choice: ModelChoice,
     catalog: Catalog,
@@ -270,6 +290,7 @@ def load_model(
         trained_steps=named_steps(choice.model.name),
         parts=tuple(parts),
         weight_dtype=allocation.weight_dtype,
+        choice=choice.chosen,
         notices=tuple(notices),
     )
     host.attach(model, MODEL_INFO, info)

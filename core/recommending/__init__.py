@@ -7,6 +7,7 @@ against each other. Pure and deterministic; no files are read but this package's
 
 from __future__ import annotations
 
+from .checkpoints import LoraSupport, MemoryLimits, RatedModel, choose_checkpoint
 from .recommender import RecommendSettings, UserLora, recommend
 from .remote import MAX_QUESTIONS, Offer, Question, questions, with_offers
 from .stack import NOT_FETCHED, to_stack, with_user_loras, without_pending
@@ -15,10 +16,14 @@ from .strengths import default_strength
 __all__ = [
     "MAX_QUESTIONS",
     "NOT_FETCHED",
+    "LoraSupport",
+    "MemoryLimits",
     "Offer",
     "Question",
+    "RatedModel",
     "RecommendSettings",
     "UserLora",
+    "choose_checkpoint",
     "default_strength",
     "questions",
     "recommend",
