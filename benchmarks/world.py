@@ -36,6 +36,7 @@ from ..scripts.world.scenes import (
 )
 
 LOG = logging.getLogger("world")
+PARTS = ("judge", "judge_all_styles", "auto", "following", "styles", "choice")
 BATCH = 20
 """Images made by one prompt of ComfyUI, to save its overhead."""
 
@@ -77,17 +78,23 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
       is that best one.
 
     Args:
-        argv: `--prompts` (200) for following and auto, `--style-prompts` (25) a style,
-            `--tried` (25) prompts for choice, `--seed` (1).
+        argv: names of the parts to measure, of `PARTS` (all); `--prompts` (200) for following and
+            auto, `--style-prompts` (60) a style, `--tried` (25) prompts for choice, `--seed` (1).
+            A part draws the same prompts alone as it does among all.
     """
     parser = argparse.ArgumentParser(prog="world", description="Judge the small world's images.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--prompts", type=int, default=200)
-    parser.add_argument("--style-prompts", type=int, default=25)
+    parser.add_argument("--style-prompts", type=int, default=60)
     parser.add_argument("--tried", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
     if min(options.prompts, options.style_prompts, options.tried) < 2:
         parser.error("give two prompts or more of each: an interval needs them")
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    wanted = options.parts or PARTS
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     random = RandomState(options.seed)
     network = judge.load(files.JUDGE)
@@ -101,19 +108,24 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
             studio = _Studio(host.client(), network, checkpoint)
             plain = list(islice(_plain_tasks(random), options.prompts))
             mixed = list(islice(_mixed_tasks(random), options.prompts))
-            autos = [studio.auto(task) for task in mixed]
+            needed = {"auto": options.prompts, "choice": min(options.tried, options.prompts)}
+            autos = [
+                studio.auto(task) for task in mixed[: max(needed.get(part, 1) for part in wanted)]
+            ]
             settings = autos[0].choice
-            parts: dict[str, Callable[[], Any]] = {
-                "judge": lambda: judge.accuracy(network, style=STYLES[0]),
-                "judge_all_styles": lambda: judge.accuracy(network),
-                "auto": lambda: _against(studio, mixed, autos, settings, random),
-                "following": lambda: _following(studio, plain, settings),
-                "styles": lambda: _styles(studio, random, settings, options.style_prompts),
-                "choice": lambda: _choice(studio, mixed[: options.tried], autos, settings),
+            measures: dict[str, Callable[[RandomState], Any]] = {
+                "judge": lambda _: judge.accuracy(network, style=STYLES[0]),
+                "judge_all_styles": lambda _: judge.accuracy(network),
+                "auto": lambda random: _against(studio, mixed, autos, settings, random),
+                "following": lambda _: _following(studio, plain, settings),
+                "styles": lambda random: _styles(studio, random, settings, options.style_prompts),
+                "choice": lambda _: _choice(studio, mixed[: options.tried], autos, settings),
             }
             out: dict[str, Any] = {}
-            for name, measure in parts.items():
-                out[name] = measure()
+            for number, name in enumerate(PARTS):
+                if name not in wanted:
+                    continue
+                out[name] = measures[name](RandomState([options.seed, number]))
                 LOG.info("%s: %s", name, json.dumps(out[name]))
     return {
         **out,

@@ -98,9 +98,9 @@ class Components(NamedTuple):
         last.bias.copy_(torch.from_numpy(-self.scale * (self.mean @ self.directions)))
 
 
-def training_pictures() -> np.ndarray:
-    """The pixels of the training scenes, uint8 (n, 128, 128, 3)."""
-    return training.pictures(f"autoencoder-{SIZE}", training_scenes(), SIZE)
+def training_pictures(count: int = SCENES) -> np.ndarray:
+    """The pixels of the training scenes, uint8 (count, 128, 128, 3)."""
+    return training.pictures(f"autoencoder-{SIZE}", training_scenes(count), SIZE)
 
 
 def principal_components(pixels: np.ndarray) -> Components:
@@ -120,9 +120,11 @@ def principal_components(pixels: np.ndarray) -> Components:
     return Components(mean, directions, scale / np.sqrt(np.mean((deviation * scale) ** 2)))
 
 
-def train(network: Autoencoder, *, steps: int = STEPS) -> float:
-    """Make the encoder and train the decoder. Gives the seconds; see `training.train`."""
-    pixels = training_pictures()
+def train(network: Autoencoder, pixels: np.ndarray, *, steps: int = STEPS) -> float:
+    """Make the encoder of uint8 pictures (n, 128, 128, 3) and train the decoder on them.
+
+    Gives the seconds; see `training.train`.
+    """
     components = principal_components(pixels)
     components.write(network.taesd_encoder)
     latents = torch.from_numpy(components.encode(pixels)).to(training.device())

@@ -58,8 +58,8 @@ def latents_of(name: str, components: Components, scenes: Sequence[Scene]) -> Te
             for start in range(0, len(scenes), 512):
                 part = list(pool.map(_pixels, scenes[start : start + 512], chunksize=32))
                 coded[start : start + 512] = components.encode(np.stack(part))
-        np.save(path, coded)
-    return torch.from_numpy(np.load(path)).to(training.device())
+        training.save(path, coded)
+    return torch.from_numpy(training.load(path, len(scenes))).to(training.device())
 
 
 def _pixels(scene: Scene) -> np.ndarray:

@@ -139,14 +139,14 @@ def reward(judgement: Judgement, asked: Mapping[str, str]) -> float:
     return sum(parts) / len(parts)
 
 
-def train(network: Judge, *, steps: int = STEPS) -> float:
+def train(network: Judge, *, steps: int = STEPS, scenes: int = SCENES) -> float:
     """Train on rendered scenes of every subject and style. Gives the seconds it took."""
-    scenes = _scenes(SCENES, seed=21)
-    pixels = training.pictures("judge", scenes, SIZE)
-    targets = _targets(scenes)
+    shown = _scenes(scenes, seed=21)
+    pixels = training.pictures("judge", shown, SIZE)
+    targets = _targets(shown)
 
     def loss_of(random: RandomState) -> Tensor:
-        rows = random.randint(len(scenes), size=BATCH)
+        rows = random.randint(len(shown), size=BATCH)
         answers = network(_disturbed(training.to_tensor(pixels[rows]), random))
         return sum(
             (functional.cross_entropy(answers[name], targets[name][rows]) for name in ATTRIBUTES),

@@ -24,9 +24,18 @@ SAVE_SECONDS = 120.0
 REPORT_STEPS = 100
 
 
+_kept_in: Path | None = None
+
+
+def keep_in(folder: Path) -> None:
+    """Have this process keep data and unfinished trainings in `folder`."""
+    global _kept_in
+    _kept_in = folder
+
+
 def workspace() -> Path:
-    """Where data and unfinished trainings are kept: `world` in the cache directory."""
-    folder = cache_directory() / "world"
+    """Where data and unfinished trainings are kept: `world` in the cache directory, if not told."""
+    folder = _kept_in or cache_directory() / "world"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -36,18 +45,35 @@ def device() -> torch.device:
 
 
 def pictures(name: str, scenes: Sequence[Scene], size: int) -> np.ndarray:
-    """The scenes as uint8 pixels (scenes, size, size, 3), rendered once and kept under `name`."""
+    """The scenes as uint8 pixels (scenes, size, size, 3), rendered once and kept under `name`.
+
+    Raises:
+        ValueError: what is kept under that name was made of another number of scenes.
+    """
     path = workspace() / f"{name}.npy"
     if not path.is_file():
         started = time.monotonic()
         with ProcessPoolExecutor(os.cpu_count()) as pool:
             rows = pool.map(partial(_pixels, size=size), scenes, chunksize=64)
             pixels = np.stack(list(rows))
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, pixels)
-        temporary.replace(path)
+        save(path, pixels)
         LOG.info("%s: %d pictures in %.0f s", name, len(pixels), time.monotonic() - started)
-    return np.load(path)
+    return load(path, len(scenes))
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    """Write an .npy file that is there whole or not at all, wherever the process is stopped."""
+    temporary = path.with_suffix(".tmp.npy")
+    np.save(temporary, values)
+    temporary.replace(path)
+
+
+def load(path: Path, rows: int) -> np.ndarray:
+    """What `save` wrote. Raises ValueError where it has another number of rows."""
+    values = np.load(path)
+    if len(values) != rows:
+        raise ValueError(f"{path} was made of {len(values)} scenes, not {rows}; delete it")
+    return values
 
 
 def _pixels(scene: Scene, size: int) -> np.ndarray:

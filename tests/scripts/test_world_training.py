@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +19,15 @@ from intelligent_generation.core.catalog import (
     trained_size,
 )
 from intelligent_generation.scripts.world import autoencoder, files, loras, training
+from intelligent_generation.scripts.world.__main__ import main
 from intelligent_generation.scripts.world.network import CONTEXT, LATENT, Autoencoder, Denoiser
+from intelligent_generation.scripts.world.scenes import Scene
 from numpy.random import RandomState
+from safetensors.numpy import load_file
 from torch import nn
 
 MEGABYTE = 1_000_000
+SCRIPT = Path(files.__file__).parents[1] / "train_world.py"
 
 
 @pytest.fixture
@@ -168,3 +177,68 @@ def test_the_checkpoint_is_known_for_what_it_is(workspace: Path):
 def test_the_loras_fit_the_checkpoint(path: Path):
     header = read_header(path)
     assert detect_lora(header).family == "sd35"
+
+
+# --------------------------------------------------------------------------- the whole way
+
+TRIED = ("--share", "0.0005")
+"""Two steps of nearly everything: seconds, where all of it takes hours."""
+
+
+def _train(folder: Path, *, kill_at: str | None = None) -> int:
+    """Run the one command, killed outright as soon as a file of that name is there."""
+    command = [sys.executable, str(SCRIPT), "--into", str(folder), *TRIED]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        while kill_at is not None and process.poll() is None:
+            if any(folder.rglob(kill_at)):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.02)
+        return process.wait()
+
+
+def _weights(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    found = sorted(path for path in folder.rglob("*.safetensors"))
+    return {str(path.relative_to(folder)): load_file(path) for path in found}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="only POSIX kills a process and its children at once")
+def test_one_command_trains_all_from_nothing_and_goes_on_after_a_kill(tmp_path: Path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for name in ("denoiser-0.state.pt", "watercolor_wash.safetensors"):
+        assert _train(killed, kill_at=name) == -signal.SIGKILL
+    assert _train(killed) == 0
+    assert _train(whole) == 0
+    expected = _weights(whole)
+    assert set(expected) == {
+        str(path.relative_to(files.WEIGHTS)) for path in files.WEIGHTS.rglob("*.safetensors")
+    }
+    for name, tensors in _weights(killed).items():
+        for key, tensor in tensors.items():
+            np.testing.assert_array_equal(tensor, expected[name][key], f"{name} {key}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--share", "0.5"), "add --into"),
+        (("--share", "0", "--into", "x"), "--share is 0"),
+        (("--share", "1.5", "--into", "x"), "--share is 1.5"),
+        (("--share", "nan", "--into", "x"), "--share is nan"),
+        (("paintings",), "there is no part 'paintings'"),
+        (("loras", "--only", "oil"), "there is no LoRA 'oil'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert says in capsys.readouterr().err
+
+
+def test_data_of_another_share_is_refused(workspace: Path):
+    training.save(training.workspace() / "few.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"few\.npy was made of 3 scenes, not 1; delete it"):
+        training.pictures("few", [Scene("cat", "red")], 8)
