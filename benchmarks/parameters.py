@@ -139,7 +139,7 @@ def predict(case: Case, table: Table | None = None) -> Prediction:
             strength.
         table: other rows than those of this pack.
     """
-    model = model_info(case["model_file_or_id"] or "")
+    model = model_info(case.get("model_file_or_id") or "")
     plan = optimize(
         _analysis(case.get("prompt") or _NO_PROMPT),
         model,
@@ -185,7 +185,8 @@ def _host_names(kind: str) -> frozenset[str]:
 
 
 def _accelerators(case: Case) -> tuple[str, ...]:
-    names = [lora[0] if isinstance(lora, (list, tuple)) else lora for lora in case["loras"] or ()]
+    loras = case.get("loras") or ()
+    names = [lora[0] if isinstance(lora, (list, tuple)) else lora for lora in loras]
     found = (accelerator(name, detect_lora_name(name)) for name in names)
     return tuple(one for one in found if one is not None)
 
