@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 _LEXICON = Path(__file__).with_name("lexicon.json")
+_LANGUAGES = Path(__file__).with_name("languages.json")
+"""More terms of the lexicon's groups, in other languages than English."""
 _NOUNS = frozenset({"character", "content", "setting"})
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]"  # kana and Han are written without spaces: one by one
@@ -115,12 +117,16 @@ def as_found(category: str, phrase: str) -> Found:
 @lru_cache(maxsize=1)
 def _lexicon() -> _Lexicon:
     data = json.loads(_LEXICON.read_text(encoding="utf-8"))
+    languages = json.loads(_LANGUAGES.read_text(encoding="utf-8"))
+    abroad: dict[str, list[str]] = {}
+    for row in languages["groups"]:
+        abroad[row["group"]] = [term for terms in row["terms"].values() for term in terms]
     irregular = data["irregular_plurals"]
     phrases: dict[tuple[str, ...], Entry] = {}
     singulars: dict[tuple[str, ...], Entry] = {}
     for group in data["groups"]:
         entry = _entry(group)
-        for term in group["terms"]:
+        for term in (*group["terms"], *abroad.get(group["id"], ())):
             words = tuple(found[0].lower() for found in _WORD.finditer(term))
             phrases.setdefault(words, entry)
             singulars.setdefault(tuple(_singular(word, irregular) for word in words), entry)
@@ -134,8 +140,8 @@ def _lexicon() -> _Lexicon:
         patterns=tuple(
             (re.compile(row["regex"], re.IGNORECASE), _entry(row)) for row in data["patterns"]
         ),
-        fillers=frozenset(data["fillers"]),
-        negators=frozenset(data["negators"]),
+        fillers=frozenset(data["fillers"]).union(*languages["fillers"].values()),
+        negators=frozenset(data["negators"]).union(*languages["negators"].values()),
         carriers=frozenset(data["carriers"]),
         irregular=irregular,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
@@ -27,6 +28,10 @@ DEFAULT_CONTENT: Mapping[str, Mapping[str, float]] = {
 }
 """Evidence of a phrase whose words the lexicon gives no content for, by its category."""
 
+MOST_UNKNOWN = 3
+"""Phrases whose words the lexicon gives no content for that count, of each category: hundreds of
+them are no more telling than a few."""
+
 _Label = TypeVar("_Label", bound=str)
 
 
@@ -49,10 +54,13 @@ def intent(phrases: Iterable[Weighted]) -> Intent:
     content = dict.fromkeys(get_args(ContentIntent), 1.0)
     quality = dict.fromkeys(get_args(QualityIntent), 1.0)
     subject_seen = False
+    unknown: Counter[str] = Counter()
     for phrase, weight in phrases:
         emphasis = min(max(weight, 0.0), STRONGEST_EMPHASIS)
         of_content = _merged(entry.content for entry in phrase.entries)
-        of_content = of_content or DEFAULT_CONTENT.get(phrase.category, {})
+        if not of_content and unknown[phrase.category] < MOST_UNKNOWN:
+            unknown[phrase.category] += 1
+            of_content = DEFAULT_CONTENT.get(phrase.category, {})
         subject = bool(of_content) and phrase.category in DEFAULT_CONTENT
         power = 1.0 if subject_seen or not subject else FIRST_SUBJECT_POWER
         subject_seen = subject_seen or subject
