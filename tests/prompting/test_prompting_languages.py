@@ -30,7 +30,8 @@ NAMES = ("es", "fr", "de", "pt", "it", "zh", "ja")
          "menina", "praia", "fotografia", ("PHOTOREAL", "CHARACTER")),
         ("una strega nel castello, illustrazione",
          "strega", "castello", "illustrazione", ("ARTISTIC", "CHARACTER")),
-        ("一个女孩在夜晚的森林里，动漫风格", "一个女孩", "森林", "动漫风格", ("ANIME", "CHARACTER")),
+        ("一个女孩在夜晚的森林里，动漫风格",
+         "一个女孩", "森林", "动漫风格", ("ANIME", "CHARACTER")),
         ("夜の街、少女、アニメ", "少女", "街", "アニメ", ("ANIME", "CHARACTER")),
     ],
 )  # fmt: skip
