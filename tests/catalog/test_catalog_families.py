@@ -207,6 +207,16 @@ class TestCheckpoint:
         assert found.confidence >= 0.7
         assert found.evidence.startswith("its tensors:")
 
+    def test_every_family_is_told_by_tensors_or_by_its_header_among_those(self, header_of):
+        for id, row in all_families().items():
+            if id in CHECKPOINTS or id == "unknown":
+                continue
+            named = {"modelspec.title": row.civitai_names[0] if row.civitai_names else row.name}
+            alike = [c for c in CHECKPOINTS if family(c).architecture == row.architecture]
+            assert id in {
+                detect_checkpoint(header_of(CHECKPOINTS[one], named)).family for one in alike
+            }
+
     @pytest.mark.parametrize(
         ("tensors", "id"),
         [
