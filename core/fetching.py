@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from .catalog import Catalog, DiskCache, family_of_base_model, read_header
-from .errors import HubAccessError, HubError, ModelFileError, SettingError
+from .errors import DownloadError, HubAccessError, HubError, ModelFileError, SettingError
 from .hubs import (
     Civitai,
     CivitaiReference,
     Credentials,
+    DiffusersPart,
     Effects,
     HashReference,
     Hub,
@@ -33,9 +36,16 @@ from .hubs import (
     parse_reference,
 )
 from .hubs.civitai import ENDPOINT as CIVITAI
-from .hubs.download import DownloadProgress, DownloadRequest, download, safe_name
+from .hubs.download import (
+    Downloaded,
+    DownloadProgress,
+    DownloadRequest,
+    download,
+    safe_name,
+)
 from .hubs.http import REQUESTS_PER_SECOND, Http, never
 from .hubs.huggingface import ENDPOINT as HUGGINGFACE
+from .hubs.joining import join, joined_from
 from .hubs.wording import size_in_words, terms
 from .plan import FileRef, RemoteLora
 
@@ -80,6 +90,7 @@ _STRENGTH = re.compile(r"[+-]?(\d{1,3}(\.\d*)?|\.\d+)")
 MAX_STRENGTH = 100
 """As of ComfyUI's own LoraLoader."""
 _LOADED = (".safetensors", ".sft")
+_TICK = 0.2  # seconds between two looks at a lock
 
 
 class Wanted(NamedTuple):
@@ -91,6 +102,8 @@ class Wanted(NamedTuple):
     """ComfyUI's folder key."""
     name: str
     """Below that folder, with forward slashes."""
+    pieces: tuple[RemoteFile, ...] = ()
+    """What the hub has in place of `file`, which they are put together to."""
 
     @property
     def reference(self) -> CivitaiReference | HuggingFaceReference:
@@ -345,18 +358,19 @@ class Fetcher:
             path = reference.file if isinstance(reference, HuggingFaceReference) else None
             whole = path is None and not any(file.primary for file in version.files)
             if whole and any(file.format == "diffusers" for file in version.files):
-                # Its index is for diffusers; ComfyUI reads what a file is off its tensors.
-                files = diffusers_files(version)[1:]
-            else:
-                files = (self.huggingface().file(version, path),)
+                parts = diffusers_files(version)
+                wanted = tuple(_wanted_part(version, part, use) for part in parts)
+                return tuple(one for one in wanted if one.folder not in leave_out)
+            files = (self.huggingface().file(version, path),)
         wanted = tuple(_wanted(version, file, use) for file in files)
         return wanted if len(wanted) == 1 else tuple(w for w in wanted if w.folder not in leave_out)
 
     def _civitai_file(self, version: RemoteVersion, reference: Reference) -> RemoteFile:
         if isinstance(reference, HashReference):
             for file in version.files:
-                # An AutoV2 is the beginning of the SHA-256; the others cannot be told apart here.
-                if file.sha256 and file.sha256.startswith(reference.value):
+                # An AutoV2 is the beginning of the SHA-256.
+                whole = file.sha256 or ""
+                if reference.value in file.short_hashes or whole.startswith(reference.value):
                     return file
             return self.civitai().file(version)
         assert isinstance(reference, CivitaiReference)
@@ -364,6 +378,8 @@ class Fetcher:
 
     def _find(self, wanted: Wanted, stop: Callable[[], None]) -> FileRef | None:
         file = wanted.file
+        if wanted.pieces and joined_from(self._target(wanted)) != _marks(wanted):
+            return None
         same = _MODELS if wanted.folder in _MODELS else (wanted.folder,)
         for ref in self._catalog.with_hash(file.sha256) if file.sha256 else ():
             if ref.folder in same:
@@ -393,35 +409,74 @@ class Fetcher:
     # ------------------------------------------------------------------ downloading
 
     def _download(self, wanted: Wanted, share: _Share, stop: Callable[[], None]) -> FileRef:
-        file, hub = wanted.file, wanted.file.hub
         target = self._target(wanted)
         if self._cache.compressed(target):
             self._cache.restore(target, stop=stop)
         else:
             log.info("Intelligent Generation: downloading %s", describe(wanted))
-            done = download(
-                DownloadRequest(
-                    hub=hub,
-                    url=file.url,
-                    folder=target.parent,
-                    name=target.name,
-                    size=file.size,
-                    sha256=file.sha256,
-                    authorization=self._credentials.authorization(hub),
-                ),
-                http=self._http,
-                pace=self._paces[hub],
-                check=read_header,
-                on_progress=lambda progress: share.show(wanted, progress),
-                sha256_of=lambda path: self._catalog.sha256(path, stop=stop),
-                effects=Effects(stop=stop),
-            )
-            if done.sha256:
-                self._cache.add(done.path, wanted.folder, wanted.version, done.sha256)
-            if wanted.folder == "loras" and hub == "civitai":
+            if wanted.pieces:
+                sha256 = self._put_together(wanted, target, share, stop)
+            else:
+                show = partial(share.show, wanted)
+                sha256 = self._load(wanted.file, target.parent, target.name, show, stop).sha256
+            if sha256:
+                self._cache.add(target, wanted.folder, wanted.version, sha256)
+            if wanted.folder == "loras" and wanted.file.hub == "civitai":
                 self._mine(wanted.version, stop)
         share.finished(wanted)
         return self._catalog.ref(wanted.folder, wanted.name)
+
+    def _load(
+        self,
+        file: RemoteFile,
+        folder: Path,
+        name: str,
+        show: Callable[[DownloadProgress], object],
+        stop: Callable[[], None],
+    ) -> Downloaded:
+        return download(
+            DownloadRequest(
+                hub=file.hub,
+                url=file.url,
+                folder=folder,
+                name=name,
+                size=file.size,
+                sha256=file.sha256,
+                authorization=self._credentials.authorization(file.hub),
+            ),
+            http=self._http,
+            pace=self._paces[file.hub],
+            check=read_header,
+            on_progress=show,
+            sha256_of=lambda path: self._catalog.sha256(path, stop=stop),
+            effects=Effects(stop=stop),
+        )
+
+    def _put_together(
+        self, wanted: Wanted, target: Path, share: _Share, stop: Callable[[], None]
+    ) -> str:
+        if target.exists():
+            raise DownloadError(
+                f"Another file of that name is already there: {target}. It was left as it is. "
+                "Rename or move it, then download again."
+            )
+        paths: list[Path] = []
+        done = 0
+        for piece in wanted.pieces:
+            name = safe_name(PurePosixPath(piece.name).name)
+
+            def show(progress: DownloadProgress, before: int = done) -> None:
+                share.show(wanted, progress._replace(done=before + progress.done, total=None))
+
+            loaded = self._load(piece, target.parent, name, show, stop)
+            paths.append(loaded.path)
+            done += loaded.size
+
+        def wait() -> None:
+            stop()
+            time.sleep(_TICK)
+
+        return join(paths, target, _marks(wanted), stop=stop, wait=wait)
 
     def _mine(self, version: RemoteVersion, stop: Callable[[], None]) -> None:
         """Keep the strength that the version's sample images were made with."""
@@ -515,6 +570,20 @@ def _not_allowed(missing: Sequence[Wanted]) -> str:
         f"Not on this machine, and allow_download is off. It would download:\n{listed}\nTurn "
         "allow_download on if you accept the size and the licence, and run again."
     )
+
+
+def _wanted_part(version: RemoteVersion, part: DiffusersPart, use: Use) -> Wanted:
+    if len(part.files) == 1:
+        return _wanted(version, part.files[0], use)
+    sizes = [_size(piece) for piece in part.files]
+    about = sum(size for size in sizes if size is not None)
+    whole = part.files[0]._replace(name=part.name, size=None, sha256=None, size_about=about)
+    return _wanted(version, whole, use)._replace(pieces=part.files)
+
+
+def _marks(wanted: Wanted) -> tuple[str, ...]:
+    """What tells the pieces of this content from those of another."""
+    return tuple(piece.sha256 or f"{piece.size}" for piece in wanted.pieces)
 
 
 def _reference(version: RemoteVersion) -> Reference:

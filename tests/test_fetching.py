@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -10,8 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from intelligent_generation.core.catalog import Catalog, DiskCache
-from intelligent_generation.core.errors import DownloadError, HubAccessError, SettingError
+from intelligent_generation.core.catalog import Catalog, DiskCache, read_header
+from intelligent_generation.core.errors import (
+    DownloadError,
+    HubAccessError,
+    HubError,
+    SettingError,
+)
 from intelligent_generation.core.fetching import (
     Fetcher,
     Wanted,
@@ -24,6 +30,7 @@ from intelligent_generation.core.hubs import (
     HuggingFaceReference,
     Reference,
 )
+from intelligent_generation.core.hubs.joining import join
 from intelligent_generation.core.storage import Database
 from intelligent_generation.tests.services.civitai import (
     CivitaiServer,
@@ -37,16 +44,17 @@ from intelligent_generation.tests.services.fixtures import (  # noqa: F401
     huggingface_server,
 )
 from intelligent_generation.tests.services.huggingface import HuggingFaceServer, Repository
+from intelligent_generation.tests.services.server import Reply
 from intelligent_generation.tests.services.storage import FileHost
 
 NOW = datetime(2026, 8, 1, tzinfo=timezone.utc)
 
 
-def safetensors(text: str, size: int = 512) -> bytes:
+def safetensors(text: str, size: int = 512, tensor: str = "lora_unet_x.lora_down.weight") -> bytes:
     """A sound file of one tensor, another for each text."""
     header = {
         "__metadata__": {"about": text},
-        "lora_unet_x.lora_down.weight": {
+        tensor: {
             "dtype": "F16", "shape": [size], "data_offsets": [0, 2 * size],
         },
     }  # fmt: skip
@@ -345,3 +353,84 @@ def test_what_settle_finds_missing_says_where_to_get_it(world: World) -> None:
         ((same,),) = world.fetcher.settle([again], "lora")
         assert isinstance(same, Wanted) and same.ref == wanted.ref
     assert not world.storage.requests and world.on_disk() == []
+
+
+def pieces_of_a_model() -> dict[str, bytes]:
+    return {
+        f"transformer/diffusion_pytorch_model-0000{n}-of-00002.safetensors": safetensors(
+            f"piece {n}", tensor=f"blocks.{n}.weight"
+        )
+        for n in (1, 2)
+    }
+
+
+JOINED = "diffusion_models/a/big/transformer/diffusion_pytorch_model.safetensors"
+
+
+def test_weights_in_pieces_become_one_file(world: World) -> None:
+    pieces = pieces_of_a_model()
+    others = {name: data for name, data in DIFFUSERS.items() if not name.startswith("unet/")}
+    index = {"transformer/diffusion_pytorch_model.safetensors.index.json": b"{}"}
+    world.huggingface.repositories = [Repository("a/big", {**others, **index, **pieces})]
+    reference = HuggingFaceReference("a/big")
+    with pytest.raises(SettingError, match=r"diffusion_pytorch_model.safetensors \(2\.3"):
+        world.get(reference, use="model", allow=False)
+    shares: list[float] = []
+    got = world.get(reference, use="model", on_share=shares.append)
+    assert got[0] == JOINED and shares == sorted(shares) and shares[-1] == 1.0
+    header = read_header(world.folder / JOINED)
+    assert list(header.tensors) == ["blocks.1.weight", "blocks.2.weight"]
+    digests = [hashlib.sha256(data).hexdigest() for data in pieces.values()]
+    assert header.metadata["joined_from"] == " ".join(digests)
+    content = (world.folder / JOINED).read_bytes()
+    assert b"piece 1" in content and content.rstrip(b"\0").endswith(b"piece 2")
+    assert not [name for name in world.on_disk() if "-of-" in name]
+    asked = world.asked
+    assert world.get(reference, use="model", allow=False) == got and world.asked == asked
+    assert world.catalog.ref("diffusion_models", JOINED.partition("/")[2]).sha256
+
+    # The repository changes: what is there is not taken for it, and is left.
+    changed = {**pieces, next(iter(pieces)): safetensors("new", tensor="blocks.1.weight")}
+    world.huggingface.repositories[0].files.update(changed)
+    with pytest.raises(DownloadError, match="Another file of that name is already there"):
+        world.get(reference._replace(revision="main"), use="model")
+    assert (world.folder / JOINED).read_bytes() == content
+
+
+def test_joining_goes_on_after_a_stop_and_fetches_nothing_twice(world: World) -> None:
+    pieces = pieces_of_a_model()
+    others = {name: data for name, data in DIFFUSERS.items() if not name.startswith("unet/")}
+    world.huggingface.repositories = [Repository("a/big", {**others, **pieces})]
+    world.huggingface.fail(Reply(404), path="-00002-of-")
+    reference = HuggingFaceReference("a/big")
+    with pytest.raises(HubError):
+        world.get(reference, use="model")
+    assert JOINED not in world.on_disk()
+    world.get(reference, use="model")
+    assert JOINED in world.on_disk()
+    assert len(world.huggingface.asked("-00001-of-")) == 1
+
+
+def test_pieces_that_hold_the_same_tensor_are_refused(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}.safetensors" for n in (1, 2)]
+    for path in paths:
+        path.write_bytes(safetensors(path.stem))
+    target = tmp_path / "whole.safetensors"
+    with pytest.raises(DownloadError, match="another piece has too"):
+        join(paths, target, ["a", "b"])
+    with pytest.raises(DownloadError, match=r"needs 0\.00 GB, and the disk"):
+        join(paths, target, ["a", "b"], free=lambda folder: 0)
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize("kind", ["SHA256", "AutoV2", "AutoV3"])
+def test_a_hash_means_the_very_file_that_has_it(world: World, kind: str) -> None:
+    first, second = safetensors("pruned"), safetensors("full")
+    files = [
+        make_file(1, "pruned.safetensors", first),
+        make_file(2, "full.safetensors", second, primary=False),
+    ]
+    world.storage.put("/2", second)
+    world.civitai.models.append(make_model(5, "Two", [make_version(50, files)]))
+    (reference,) = read_references(f"hash:{civitai_hashes(second)[kind]}")
+    assert world.get(reference) == ["loras/full.safetensors"]

@@ -19,6 +19,7 @@ from .entries import (
 from .http import Effects, Pace
 from .huggingface import (
     CachedRepository,
+    DiffusersPart,
     HuggingFace,
     cached_repositories,
     delete_cached,
@@ -38,6 +39,7 @@ __all__ = [
     "Civitai",
     "CivitaiReference",
     "Credentials",
+    "DiffusersPart",
     "Effects",
     "HashReference",
     "Hub",

@@ -40,6 +40,7 @@ _FORMATS = {
     "SafeTensor": "safetensors", "PickleTensor": "ckpt", "GGUF": "gguf", "Diffusers": "diffusers",
 }  # fmt: skip
 _NO_MODEL = frozenset({"Training Data", "Config", "Archive", "Workflow", "Metadata"})
+_SHORT = ("AutoV1", "AutoV2", "AutoV3")
 _SAFE_LEVELS = 1 | 2  # PG and PG13
 _MAX_IDS = 100  # per GET /models
 _MAX_HASHES = 10_000  # per POST /model-versions/by-hash/ids
@@ -388,7 +389,8 @@ class Civitai:
         id = row["id"] if _is_id(row.get("id")) else None
         url = f"{self.endpoint}/api/download/models/{version_id}"
         meta = _part(row, "metadata")
-        sha256 = _text(_part(row, "hashes"), "SHA256").lower()
+        hashes = _part(row, "hashes")
+        sha256 = _text(hashes, "SHA256").lower()
         exact, about = _size(row.get("sizeKB"))
         precision = _text(meta, "fp") or _text(meta, "quantType")
         return RemoteFile(
@@ -402,6 +404,7 @@ class Civitai:
             primary=primary,
             size_about=about,
             file_id=id,
+            short_hashes=tuple(value.lower() for kind in _SHORT if (value := _text(hashes, kind))),
         )
 
     def _in_early_access(self, body: Mapping[str, Any]) -> bool:

@@ -16,9 +16,10 @@ import queue
 import re
 import shutil
 import threading
+import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -119,6 +120,9 @@ _DEVICE = re.compile(
     r"(CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(COM|LPT)[0-9¹²³])\s*(\.|$)", re.IGNORECASE
 )
 _HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # control, format (bidi), surrogates ...
+PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Seconds between tries to rename a file that Windows says is in use."""
+_WINDOWS_PATH = 259  # characters, unless long paths are switched on
 _MAX_NAME_BYTES = 255 - len(".0123456789.mismatch")
 
 
@@ -304,7 +308,7 @@ def _load_state(path: Path) -> _State | None:
 def _save_state(path: Path, state: _State) -> None:
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(json.dumps(state._asdict()), encoding="utf-8")
-    fresh.replace(path)
+    replace(fresh, path)
 
 
 def _check_present(
@@ -352,7 +356,7 @@ def _give_name(
             problem = f"{name}, as {HUB_NAMES[request.hub]} has it, is no sound model: {error}"
     if problem:
         kept = files.target.with_name(f"{name}.{digest[:10]}.mismatch")
-        files.part.replace(kept)
+        replace(files.part, kept)
         files.state.unlink(missing_ok=True)
         raise DownloadError(
             f"{problem} It will not be loaded. It is kept as {kept} for you to look at or "
@@ -360,10 +364,30 @@ def _give_name(
         )
     if files.target.exists():
         raise _other_file(files.target, "it appeared during the download")
-    files.part.replace(files.target)
+    replace(files.part, files.target)
     files.state.unlink(missing_ok=True)
     _sync_folder(files.target.parent)
     return files.target.stat().st_size
+
+
+def replace(
+    source: Path,
+    target: Path,
+    *,
+    move: Callable[[Path, Path], object] = Path.replace,
+    sleep: Callable[[float], object] = time.sleep,
+    pauses: Sequence[float] = PAUSES if os.name == "nt" else (),
+) -> None:
+    """Give a file another name, over a file that has it. Windows refuses while a virus scanner or
+    indexer looks at a new file, so there it is tried again for about three seconds."""
+    for pause in pauses:
+        try:
+            move(source, target)
+        except PermissionError:
+            sleep(pause)
+        else:
+            return
+    move(source, target)
 
 
 def _hash_file(file: Any, size: int, meter: _Meter) -> Any:
@@ -376,13 +400,31 @@ def _hash_file(file: Any, size: int, meter: _Meter) -> Any:
 
 
 def _disk_error(error: OSError, files: _Files) -> DownloadError:
-    kept = f" What was fetched is kept in {files.part.name}." if files.part.exists() else ""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        advice = "Free space on its disk and download again: it goes on where it stopped."
-    else:
-        advice = "See that the folder exists and is writable, and download again."
+    kept = f" What was fetched is kept in {files.part.name}." if _is_there(files.part) else ""
     reason = error.strerror or type(error).__name__
+    advice = _advice(error.errno, str(files.part), windows=os.name == "nt")
     return DownloadError(f"{files.target} cannot be written: {reason}.{kept} {advice}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that the system does not take
+        return False
+
+
+def _advice(number: int | None, path: str, *, windows: bool) -> str:
+    if number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return "Free space on its disk and download again: it goes on where it stopped."
+    # Windows calls a path that is too long one that does not exist.
+    if number == errno.ENAMETOOLONG or (windows and len(path) > _WINDOWS_PATH):
+        return (
+            f"The path has {len(path)} characters, which this system does not take. Move ComfyUI "
+            "nearer to the root of its disk, or switch long paths on in Windows."
+        )
+    if number == errno.EACCES and windows:
+        return "Close programs that have it open, see that the folder is writable, and try again."
+    return "See that the folder exists and is writable, and download again."
 
 
 # --------------------------------------------------------------------- progress

@@ -34,6 +34,8 @@ class RemoteFile(NamedTuple):
     """Bytes, perhaps rounded by the hub: to show and to check free space, not to verify."""
     file_id: int | None = None
     """CivitAI's number of the file; None when it does not say, and on Hugging Face."""
+    short_hashes: tuple[str, ...] = ()
+    """AutoV1, AutoV2 and AutoV3 in lower-case hex, as far as CivitAI says them."""
 
 
 class RemoteVersion(NamedTuple):

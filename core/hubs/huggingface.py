@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
@@ -63,15 +63,26 @@ _PRECISION = re.compile(
 )
 _USUAL_NAMES = ("pytorch_lora_weights.safetensors",)
 _INDEX = "model_index.json"
-# The names that ComfyUI's comfy/diffusers_load.py looks for in each folder, its first choice first.
+# Folders of diffusers repositories and the stem of their weights; one of the first two is needed.
+_DIFFUSION = ("unet", "transformer")
 _COMPONENTS = {
-    "unet": "diffusion_pytorch_model",
+    **dict.fromkeys(_DIFFUSION, "diffusion_pytorch_model"),
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+    "text_encoder_3": "model",
 }
-_PRECISIONS = (".fp16", "")
-_NEEDED = ("unet", "vae", "text_encoder")
+_NEEDED = ("vae", "text_encoder")
+_PIECE = re.compile(r"(?P<stem>.+?)-(?P<number>\d{5})-of-(?P<all>\d{5})(?P<end>(?:\.fp16)?)")
+
+
+class DiffusersPart(NamedTuple):
+    """The weights of one component of a repository in diffusers format."""
+
+    name: str
+    """Path of the file that they are, or that their pieces would be."""
+    files: tuple[RemoteFile, ...]
+    """Several when the hub has them in pieces, in order."""
 
 
 class CachedRepository(NamedTuple):
@@ -321,31 +332,63 @@ class HuggingFace:
         )
 
 
-def diffusers_files(version: RemoteVersion) -> tuple[RemoteFile, ...]:
-    """What ComfyUI needs of a repository in diffusers format: its index and one file of weights
-    a component, fp16 where there is one.
+def diffusers_files(version: RemoteVersion) -> tuple[DiffusersPart, ...]:
+    """What ComfyUI needs of a repository in diffusers format: the weights of its diffusion model,
+    VAE and text encoders, fp16 where there are such, in one file or in pieces.
 
     Raises:
-        HubNotFoundError: a component is missing, or only there in pieces or pickled, which
-            ComfyUI does not load.
+        HubNotFoundError: a component is missing, lacks pieces, or is only there pickled; or there
+            are two diffusion models, which no single loader takes.
     """
     files = {file.name: file for file in version.files if file.format == "diffusers"}
+    where = f"{version.model_id} on Hugging Face"
     if _INDEX not in files:
+        raise HubNotFoundError(f"{where} is not in diffusers format: it has no {_INDEX}.")
+    found = {
+        folder: part
+        for folder, stem in _COMPONENTS.items()
+        if (part := _component(folder, stem, files, where))
+    }
+    models = [folder for folder in (*_DIFFUSION, "transformer_2", "unet_2") if folder in found
+              or any(name.startswith(f"{folder}/") for name in files)]  # fmt: skip
+    if len(models) > 1:
         raise HubNotFoundError(
-            f"{version.model_id} on Hugging Face is not in diffusers format: it has no {_INDEX}."
+            f"{where} has several diffusion models, {' and '.join(models)}, which HubModelLoader "
+            "cannot load as one. Name the files themselves."
         )
-    chosen = [files[_INDEX]]
-    for folder, stem in _COMPONENTS.items():
-        names = [f"{folder}/{stem}{precision}.safetensors" for precision in _PRECISIONS]
-        name = next((name for name in names if name in files), None)
-        if name is not None:
-            chosen.append(files[name])
-        elif folder in _NEEDED:
-            raise HubNotFoundError(
-                f"{version.model_id} on Hugging Face has no {names[-1]}, which ComfyUI needs to "
-                "load a model in diffusers format. Choose a single-file checkpoint instead."
-            )
-    return tuple(chosen)
+    lacking = [folder for folder in _NEEDED if folder not in found]
+    if not set(found) & set(_DIFFUSION):
+        lacking.insert(0, models[0] if models else " or ".join(_DIFFUSION))
+    if lacking:
+        raise HubNotFoundError(
+            f"{where} has no safetensors weights in {lacking[0]}, which ComfyUI needs to load a "
+            "model in diffusers format. Choose a single-file checkpoint instead."
+        )
+    return tuple(found.values())
+
+
+def _component(
+    folder: str, stem: str, files: Mapping[str, RemoteFile], where: str
+) -> DiffusersPart | None:
+    pieces: dict[tuple[str, int], dict[int, RemoteFile]] = {}
+    for name, file in files.items():
+        path = PurePosixPath(name)
+        if str(path.parent) == folder and path.suffix == ".safetensors":
+            match = _PIECE.fullmatch(path.stem)
+            said = (match["stem"] + match["end"], int(match["all"])) if match else (path.stem, 0)
+            pieces.setdefault(said, {})[int(match["number"]) if match else 0] = file
+    for wanted in (f"{stem}.fp16", stem):
+        for (name, count), there in pieces.items():
+            if name != wanted:
+                continue
+            if count and sorted(there) != list(range(1, count + 1)):
+                raise HubNotFoundError(
+                    f"{where} has only {len(there)} of {count} pieces of {folder}/{name}. Choose "
+                    "another version or repository."
+                )
+            path = f"{folder}/{name}.safetensors"
+            return DiffusersPart(path, tuple(there[number] for number in sorted(there)))
+    return None
 
 
 def cached_repositories(folder: Path | None = None) -> tuple[CachedRepository, ...]:

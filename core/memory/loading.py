@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -229,13 +230,22 @@ def load_model(
     headers = {file: read_header(path) for file, path in paths.items()}
     header = headers[choice.model]
     detection, notices = _detect(header, choice, catalog)
+    supported = host.weight_dtypes()
+    if _renamed(header, detection):
+        if plan.weight_dtype == "int8":
+            raise SettingError(
+                f"The weights of {choice.model.name} have diffusers' names, which ComfyUI "
+                "translates while loading; int8 cannot be made from them. Set weight_dtype to "
+                "auto in MemoryStrategy, or load a single-file version."
+            )
+        supported = [name for name in supported if name != "int8"]
     allocation = allocate(
         plan,
         part_sizes([(_role(file), header) for file, header in headers.items()]),
         free(),
         name=choice.model.name,
         quantized=any(map(is_quantized, headers.values())),
-        supported=host.weight_dtypes(),
+        supported=supported,
     )
     show(table(allocation))
     dtype = None if allocation.dtype == "int8" else allocation.dtype
@@ -360,6 +370,17 @@ def _role(file: FileRef) -> Any:
 def _int8_file(path: Path) -> host.Int8File:
     file = stream(path)
     return host.Int8File(file.tensors, file.metadata, quantize, file.release)
+
+
+def _renamed(header: SafetensorsHeader, detection: Detection) -> bool:
+    """Whether ComfyUI translates the names of a diffusion model's tensors from diffusers'."""
+    return detection.family == "unknown" and any(map(_DIFFUSERS_NAME, header.tensors))
+
+
+_DIFFUSERS_NAME = re.compile(
+    r"(joint_transformer_blocks|single_transformer_blocks|transformer_blocks|down_blocks|up_blocks)"
+    r"\.\d+\."
+).match
 
 
 def _quantized_by_auto(name: str, reason: str) -> Notice:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib.util
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
@@ -12,7 +15,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,12 +29,16 @@ from intelligent_generation.core.errors import (
     HubNotFoundError,
     ModelFileError,
 )
+from intelligent_generation.core.hubs import filelock
 from intelligent_generation.core.hubs.download import (
     BLOCK_BYTES,
+    PAUSES,
     Downloaded,
     DownloadProgress,
     DownloadRequest,
+    _advice,
     download,
+    replace,
     safe_name,
 )
 from intelligent_generation.core.hubs.http import TRIES, Effects, Http, Pace
@@ -563,6 +571,104 @@ def test_pickle_files_only_when_the_user_says_so(
 def test_other_kinds_are_refused(get: Any, name: str) -> None:
     with pytest.raises(DownloadError, match="no model file"):
         get(name=name, allow_pickle=True)
+
+
+# ------------------------------------------------------------------ what Windows does
+
+
+def test_a_file_that_a_scanner_holds_is_renamed_when_it_lets_go(tmp_path: Path) -> None:
+    source, target = tmp_path / "a.part", tmp_path / "a"
+    source.write_bytes(b"new")
+    target.write_bytes(b"old")
+    slept: list[float] = []
+
+    def held(one: Path, other: Path) -> None:
+        if len(slept) < 3:
+            raise PermissionError(errno.EACCES, "in use")
+        one.replace(other)
+
+    replace(source, target, move=held, sleep=slept.append, pauses=PAUSES)
+    assert target.read_bytes() == b"new" and not source.exists()
+    assert slept == sorted(slept) and len(slept) == 3
+
+
+def test_a_file_that_stays_held_is_told(tmp_path: Path) -> None:
+    slept: list[float] = []
+
+    def held(one: Path, other: Path) -> None:
+        raise PermissionError(errno.EACCES, "in use")
+
+    with pytest.raises(PermissionError):
+        replace(tmp_path / "a.part", tmp_path / "a", move=held, sleep=slept.append, pauses=PAUSES)
+    assert 2 < sum(slept) < 5
+
+
+@pytest.mark.parametrize(
+    ("number", "length", "windows", "says"),
+    [
+        (errno.ENOENT, 300, True, "has 300 characters"),
+        (errno.ENOENT, 300, False, "exists and is writable"),
+        (errno.ENAMETOOLONG, 300, False, "has 300 characters"),
+        (errno.ENOSPC, 300, True, "Free space"),
+        (errno.EACCES, 100, True, "Close programs that have it open"),
+        (errno.EACCES, 100, False, "exists and is writable"),
+    ],
+)
+def test_what_to_do_about_a_disk_that_refuses(
+    number: int, length: int, windows: bool, says: str
+) -> None:
+    assert says in _advice(number, "x" * length, windows=windows)
+
+
+@pytest.mark.parametrize("name", ["con", "CON.x", "Aux.safetensors", "nul .sft", "com9.gguf",
+                                  "LPT0.safetensors", "conin$", "CONOUT$.json"])  # fmt: skip
+@pytest.mark.parametrize("place", ["repository", "file"])
+def test_no_part_of_a_repositorys_path_is_a_device(name: str, place: str) -> None:
+    path = PurePosixPath(f"{name}/a.safetensors" if place == "repository" else f"a/{name}")
+    with pytest.raises(DownloadError, match="device on Windows"):
+        [safe_name(part) for part in path.parts]
+
+
+def test_the_lock_of_windows_lets_one_in_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch for Windows, with its module replaced by one that keeps to its contract."""
+    held: set[tuple[int, int]] = set()
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        assert (mode, count) == (2, 1)
+        status = os.fstat(descriptor)
+        if (status.st_dev, status.st_ino) in held:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        held.add((status.st_dev, status.st_ino))
+
+    module = ModuleType("msvcrt")
+    module.__dict__.update(LK_NBLCK=2, locking=locking)
+    monkeypatch.setitem(sys.modules, "msvcrt", module)
+    monkeypatch.setattr(sys, "platform", "win32")
+    spec = importlib.util.spec_from_file_location("filelock_of_windows", filelock.__file__)
+    assert spec and spec.loader
+    windows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(windows)
+    lock = tmp_path / "a.part.lock"
+    waited: list[int] = []
+
+    class GivenUpError(Exception):
+        pass
+
+    def wait() -> None:
+        waited.append(1)
+        if len(waited) == 3:
+            raise GivenUpError
+
+    with windows.one_writer(lock, wait):
+        with pytest.raises(GivenUpError), windows.one_writer(lock, wait):
+            raise AssertionError("two writers")
+        assert lock.exists()
+    assert not lock.exists() and len(waited) == 3
+    held.clear()
+    with windows.one_writer(lock, wait):
+        assert len(waited) == 3
 
 
 # ------------------------------------------------------------------ disk

@@ -177,28 +177,64 @@ def test_a_repository_without_models(huggingface_server: HuggingFaceServer, clie
         client().file(client().repository("a/b"))
 
 
+def diffusers(**files: bytes | None) -> Repository:
+    """A repository in diffusers format; None takes a file out, `__` stands for `/`."""
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
+             "text_encoder": "model", "safety_checker": "model"}  # fmt: skip
+    every: dict[str, bytes | None] = {
+        f"{folder}/{stem}.safetensors": b"1" for folder, stem in stems.items()
+    }
+    every |= {"model_index.json": b"{}", "vae/diffusion_pytorch_model.bin": b"3"}
+    every |= {name.replace("__", "/"): data for name, data in files.items()}
+    return Repository("a/b", {name: data for name, data in every.items() if data is not None})
+
+
+def parts_of(server: HuggingFaceServer, client: Client, repo: Repository) -> dict[str, list[str]]:
+    server.repositories = [repo]
+    parts = diffusers_files(client().repository("a/b"))
+    return {part.name: [file.name for file in part.files] for part in parts}
+
+
+PIECES = {f"diffusion_pytorch_model-0000{n}-of-00002.safetensors": b"p" for n in (1, 2)}
+
+
 def test_the_files_comfyui_needs_of_a_diffusers_repository(
     huggingface_server: HuggingFaceServer, client: Client
 ) -> None:
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model",
-             "text_encoder": "model", "safety_checker": "model"}  # fmt: skip
-    files = {f"{folder}/{stem}.safetensors": b"1" for folder, stem in stems.items()}
-    files |= {"unet/diffusion_pytorch_model.fp16.safetensors": b"2", "model_index.json": b"{}",
-              "vae/diffusion_pytorch_model.bin": b"3"}  # fmt: skip
-    repo = Repository("a/b", files)
-    huggingface_server.repositories = [repo, lora("a/lora")]
-    names = [file.name for file in diffusers_files(client().repository("a/b"))]
-    assert names == [
-        "model_index.json",
-        "unet/diffusion_pytorch_model.fp16.safetensors",
-        "vae/diffusion_pytorch_model.safetensors",
-        "text_encoder/model.safetensors",
-    ]
+    half = "unet/diffusion_pytorch_model.fp16.safetensors"
+    vae, text = "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+    found = parts_of(huggingface_server, client, diffusers(**{half: b"2"}))
+    assert found == {half: [half], vae: [vae], text: [text]}
+    huggingface_server.repositories = [lora("a/lora")]
     with pytest.raises(HubNotFoundError, match="not in diffusers format"):
         diffusers_files(client().repository("a/lora"))
-    del files["vae/diffusion_pytorch_model.safetensors"]
-    with pytest.raises(HubNotFoundError, match="single-file checkpoint"):
-        diffusers_files(client().repository("a/b"))
+    for lacking in (vae, text, "unet/diffusion_pytorch_model.safetensors"):
+        with pytest.raises(HubNotFoundError, match="single-file checkpoint"):
+            parts_of(huggingface_server, client, diffusers(**{lacking: None}))
+
+
+def test_weights_in_pieces_are_taken_in_order_and_only_whole(
+    huggingface_server: HuggingFaceServer, client: Client
+) -> None:
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    pieces = {f"transformer/{name}": data for name, data in reversed(PIECES.items())}
+    index = {"transformer/diffusion_pytorch_model.safetensors.index.json": b"{}"}
+    found = parts_of(huggingface_server, client, diffusers(**pieces, **index, **{unet: None}))
+    assert found["transformer/diffusion_pytorch_model.safetensors"] == sorted(pieces)
+    half = {name.replace("model-", "model.fp16-"): b"h" for name in pieces}
+    found = parts_of(huggingface_server, client, diffusers(**pieces, **half, **{unet: None}))
+    assert found["transformer/diffusion_pytorch_model.fp16.safetensors"] == sorted(half)
+    pieces.popitem()
+    with pytest.raises(HubNotFoundError, match="only 1 of 2 pieces of transformer"):
+        parts_of(huggingface_server, client, diffusers(**pieces, **{unet: None}))
+
+
+def test_two_diffusion_models_are_too_many(
+    huggingface_server: HuggingFaceServer, client: Client
+) -> None:
+    second = {"transformer/diffusion_pytorch_model.safetensors": b"t"}
+    with pytest.raises(HubNotFoundError, match="several diffusion models, unet and transformer"):
+        parts_of(huggingface_server, client, diffusers(**second))
 
 
 # ---------------------------------------------------------------------- refusals

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from intelligent_generation.scripts.comfyui import (
     Client,
@@ -30,9 +31,11 @@ from intelligent_generation.tests.services.huggingface import HuggingFaceServer,
 from intelligent_generation.tests.services.server import json_reply
 from intelligent_generation.tests.services.storage import FileHost
 from PIL import Image
+from safetensors.numpy import load_file, save
 
 CANARY = "canary-7c2e91"
 CHECKPOINT = "small-sd15.safetensors"
+CLIP = "small-clip-l.safetensors"
 UNET = "small-sd3.safetensors"
 VAE = "small-taesd3.safetensors"
 
@@ -85,15 +88,71 @@ def hubs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hubs]:
             Repository("org/tiny", {
                 f"split_files/diffusion_models/{UNET}": sample_model(UNET).read_bytes(),
                 f"split_files/vae/{VAE}": sample_model(VAE).read_bytes(),
-            }, card={"license": "mit"})
+            }, card={"license": "mit"}),
+            Repository("org/pipeline", pipeline(), card={"license": "apache-2.0"}),
         ]  # fmt: skip
         hub.locate = lambda repo, name: storage.url(f"/{name}", "localhost")
-        for name, content in hub.repositories[0].files.items():
-            storage.put(f"/{name}", content)
+        for repo in hub.repositories:
+            for name, content in repo.files.items():
+                storage.put(f"/{name}", content)
         civitai.tokens = hub.tokens = {CANARY}
         environment = {"CIVITAI_ENDPOINT": civitai.url, "HF_ENDPOINT": hub.url, "HF_TOKEN": CANARY}
         with ComfyUI(base, cpu=True, environment=environment) as host:
             yield Hubs(host, host.client(), civitai, hub, storage, ink)
+
+
+def pipeline() -> dict[str, bytes]:
+    """The small SD 3 as a repository in diffusers format, its transformer in two pieces."""
+    tensors = in_diffusers_names(load_file(sample_model(UNET)))
+    names = sorted(tensors)
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    pieces = {f"diffusion_pytorch_model-0000{n}-of-00002.safetensors": half
+              for n, half in enumerate(halves, 1)}  # fmt: skip
+    weights = {name: save({key: tensors[key] for key in half}) for name, half in pieces.items()}
+    map_of = {key: name for name, half in pieces.items() for key in half}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}}
+    weights["diffusion_pytorch_model.safetensors.index.json"] = json.dumps(
+        index | {"weight_map": map_of}
+    ).encode()
+    return {
+        "model_index.json": b'{"_class_name": "StableDiffusion3Pipeline"}',
+        **{f"transformer/{name}": data for name, data in weights.items()},
+        "text_encoder/model.safetensors": sample_model(CLIP).read_bytes(),
+        "vae/diffusion_pytorch_model.safetensors": sample_model(VAE).read_bytes(),
+    }
+
+
+def in_diffusers_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """An SD 3 transformer of one block as diffusers' SD3Transformer2DModel saves it."""
+    block = "transformer_blocks.0"
+    names = {
+        "x_embedder.proj": "pos_embed.proj",
+        "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+        "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+        "context_embedder": "context_embedder",
+        "joint_blocks.0.context_block.adaLN_modulation.1": f"{block}.norm1_context.linear",
+        "joint_blocks.0.x_block.attn.proj": f"{block}.attn.to_out.0",
+        "joint_blocks.0.x_block.mlp.fc1": f"{block}.ff.net.0.proj",
+        "joint_blocks.0.x_block.mlp.fc2": f"{block}.ff.net.2",
+        "joint_blocks.0.x_block.adaLN_modulation.1": f"{block}.norm1.linear",
+        "final_layer.linear": "proj_out",
+        "final_layer.adaLN_modulation.1": "norm_out.linear",
+    }
+    found: dict[str, np.ndarray] = {}
+    for key, tensor in tensors.items():
+        stem, _, end = key.rpartition(".")
+        if stem.endswith("attn.qkv"):
+            own = ("to_q", "to_k", "to_v")
+            if ".context_block." in stem:
+                own = ("add_q_proj", "add_k_proj", "add_v_proj")
+            for name, part in zip(own, np.split(tensor, 3), strict=True):
+                found[f"{block}.attn.{name}.{end}"] = np.ascontiguousarray(part)
+        elif names[stem] in ("norm_out.linear", f"{block}.norm1_context.linear"):
+            shift, scale = np.split(tensor, 2)  # diffusers has them the other way round
+            found[f"{names[stem]}.{end}"] = np.concatenate([scale, shift])
+        else:
+            found[f"{names[stem]}.{end}"] = tensor
+    return found
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -202,6 +261,42 @@ def test_a_vae_on_a_line_of_its_own_comes_with_the_model(hubs: Hubs) -> None:
     assert (hubs.host.base.models("vae") / "org/tiny/split_files/vae" / VAE).is_file()
     with pytest.raises(PromptFailedError, match="must name one checkpoint or diffusion model"):
         hubs.client.run(load_model(lines[1]))
+
+
+def test_a_diffusers_repository_in_pieces_makes_the_image_that_single_files_make(
+    hubs: Hubs,
+) -> None:
+    link_model(sample_model(CLIP), hubs.host.base.models("text_encoders"))
+
+    def image_of(**loader: Any) -> bytes:
+        graph = {
+            "loader": node("HubModelLoader", **{"model": "", "vae": "automatic",
+                                                "variant": "automatic", **loader}),
+            "text": node("CLIPTextEncode", text="a heron", clip=["loader", 1]),
+            "latent": node("EmptySD3LatentImage", width=64, height=64, batch_size=1),
+            "sampler": node(
+                "KSampler", model=["loader", 0], positive=["text", 0], negative=["text", 0],
+                latent_image=["latent", 0], seed=3, steps=2, cfg=1.0, sampler_name="euler",
+                scheduler="normal", denoise=1.0,
+            ),
+            "decode": node("VAEDecode", samples=["sampler", 0], vae=["loader", 2]),
+            "image": node("PreviewImage", images=["decode", 0]),
+        }  # fmt: skip
+        run = hubs.client.run(graph)
+        (image,) = run.outputs["image"]["images"]
+        return Image.open(io.BytesIO(hubs.client.view(image))).convert("RGB").tobytes()
+
+    reference = {"source": "Hugging Face", "reference": "hf:org/pipeline"}
+    with pytest.raises(PromptFailedError, match=r"(?s:licence: apache-2.0.*){2}"):
+        image_of(**reference)
+    made = image_of(**reference, allow_download=True)
+    single = hubs.host.base.models("diffusion_models") / "org/pipeline/transformer"
+    assert [path.name for path in single.iterdir()] == ["diffusion_pytorch_model.safetensors"]
+    link_model(sample_model(UNET), hubs.host.base.models("diffusion_models"))
+    link_model(sample_model(VAE), hubs.host.base.models("vae"))
+    assert made == image_of(
+        source="local", model=f"diffusion_models/{UNET}", vae=VAE, text_encoder_1=CLIP
+    )
 
 
 def test_what_a_hub_lacks_is_said(hubs: Hubs) -> None:
