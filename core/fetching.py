@@ -41,6 +41,7 @@ from .hubs.download import (
     DownloadProgress,
     DownloadRequest,
     download,
+    progress_line,
     safe_name,
 )
 from .hubs.http import REQUESTS_PER_SECOND, Http, never
@@ -209,6 +210,7 @@ class Fetcher:
         allow: bool,
         leave_out: frozenset[str] = frozenset(),
         on_share: Callable[[float], object] = lambda share: None,
+        on_text: Callable[[str], object] = lambda text: None,
         stop: Callable[[], None] = never,
     ) -> tuple[Fetched, ...]:
         """Make the files of each reference present.
@@ -222,6 +224,7 @@ class Fetcher:
             leave_out: folder keys of which a repository of several files gives nothing, because
                 the user chose other files.
             on_share: called with the share of all bytes to download that is there, 0 to 1.
+            on_text: called with the bytes, speed and time left of the file that comes now.
             stop: raises to end it; what was fetched is kept and goes on the next time.
 
         Raises:
@@ -230,7 +233,7 @@ class Fetcher:
             HubError: see `Civitai.resolve`, `HuggingFace.resolve` and `download`.
         """
         settled = self.settle(references, use, leave_out=leave_out, stop=stop)
-        return self.bring(settled, allow=allow, on_share=on_share, stop=stop)
+        return self.bring(settled, allow=allow, on_share=on_share, on_text=on_text, stop=stop)
 
     def bring(
         self,
@@ -238,6 +241,7 @@ class Fetcher:
         *,
         allow: bool,
         on_share: Callable[[float], object] = lambda share: None,
+        on_text: Callable[[str], object] = lambda text: None,
         stop: Callable[[], None] = never,
     ) -> tuple[Fetched, ...]:
         """Download what `settle` found missing. Arguments and errors are those of `fetch`."""
@@ -245,7 +249,7 @@ class Fetcher:
                                      if isinstance(item, Wanted)))  # fmt: skip
         if missing and not allow:
             raise SettingError(_not_allowed(missing))
-        share = _Share(missing, on_share)
+        share = _Share(missing, on_share, on_text)
         there = {wanted: self._download(wanted, share, stop) for wanted in missing}
         fetched = tuple(
             Fetched(
@@ -493,15 +497,22 @@ class Fetcher:
 class _Share:
     """The share of the bytes of several files that is there."""
 
-    def __init__(self, files: Sequence[Wanted], tell: Callable[[float], object]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Wanted],
+        tell: Callable[[float], object],
+        say: Callable[[str], object],
+    ) -> None:
         self._sizes = {wanted: _size(wanted.file) or 0 for wanted in files}
         self._tell = tell
+        self._say = say
         self._before = 0
 
     def show(self, wanted: Wanted, progress: DownloadProgress) -> None:
         self._sizes[wanted] = progress.total or self._sizes[wanted]
         if total := sum(self._sizes.values()):
             self._tell(min(1.0, (self._before + progress.done) / total))
+        self._say(progress_line(PurePosixPath(wanted.file.name).name, progress))
 
     def finished(self, wanted: Wanted) -> None:
         self._before += self._sizes[wanted]

@@ -441,6 +441,7 @@ class Services:
             allow=allow_download,
             leave_out=frozenset(folder for folder, own in chosen.items() if own),
             on_share=host.progress(),
+            on_text=host.show_text,
             stop=host.check_interrupt,
         )
         choice = choose_fetched(
@@ -712,6 +713,7 @@ class Services:
                 settled,
                 allow=allow_download,
                 on_share=host.progress(),
+                on_text=host.show_text,
                 stop=host.check_interrupt,
             )
             settled = [one.files for one in fetched]

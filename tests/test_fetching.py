@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -127,7 +128,12 @@ def test_a_lora_is_fetched_once_and_then_costs_no_request(world: World) -> None:
     world.offer(1, 10, "ink.safetensors", content)
     shares: list[float] = []
     reference = CivitaiReference(1, 10)
-    assert world.get(reference, on_share=shares.append) == ["loras/ink.safetensors"]
+    said: list[str] = []
+    got = world.get(reference, on_share=shares.append, on_text=said.append)
+    assert got == ["loras/ink.safetensors"]
+    assert re.fullmatch(
+        r"ink\.safetensors: downloading, 0 of 0 MB, \d+\.\d MB/s(, 0 s left)?", said[-1]
+    )
     assert (world.folder / "loras" / "ink.safetensors").read_bytes() == content
     assert shares[-1] == 1.0 and shares == sorted(shares)
     (kept,) = world.cache.files()

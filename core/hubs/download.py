@@ -459,10 +459,11 @@ class _Meter:
         self._shown = moment
         self._effects.stop()
         speed, left = self._speed(moment, done)
-        self._on_progress(DownloadProgress(phase, done, self.total, speed, left))
+        progress = DownloadProgress(phase, done, self.total, speed, left)
+        self._on_progress(progress)
         if moment - self._logged >= _LOG_SECONDS:
             self._logged = moment
-            _log.info("%s", _line(self._name, phase, done, self.total, speed, left))
+            _log.info("%s", progress_line(self._name, progress))
 
     def _speed(self, now: float, done: int) -> tuple[float, float | None]:
         self._marks.append((now, done))
@@ -472,9 +473,9 @@ class _Meter:
         return speed, left
 
 
-def _line(
-    name: str, phase: str, done: int, total: int | None, speed: float, left: float | None
-) -> str:
+def progress_line(name: str, progress: DownloadProgress) -> str:
+    """Where a download stands, for a person: bytes, speed and time left."""
+    phase, done, total, speed, left = progress
     of = f" of {total / 1e6:,.0f}" if total is not None else ""
     rest = f", {left:,.0f} s left" if left is not None else ""
     return f"{name}: {phase}, {done / 1e6:,.0f}{of} MB, {speed / 1e6:,.1f} MB/s{rest}"
