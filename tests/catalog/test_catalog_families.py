@@ -438,6 +438,10 @@ class TestName:
         assert found.confidence <= 0.4
         assert "name" in found.evidence
 
+    @pytest.mark.parametrize("name", ["GLM-Image", "OmniGen-v1", "CogView4Pipeline", "kandinsky 3"])
+    def test_a_family_that_comfyui_does_not_load_is_not_taken_for_sd15(self, name):
+        assert detect_name(name).family == "unknown"
+
     def test_a_name_without_a_mark_is_taken_for_sd15_with_least_confidence(self):
         found = detect_name("deliberate_v2.safetensors")
         assert (found.family, found.confidence) == ("sd15", 0.2)
