@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import get_args
 
@@ -22,6 +23,7 @@ from .complexity import band, complexity
 from .concepts import Found, find
 from .intent import Weighted, intent
 from .language_model import AnswerCache, OllamaSettings, read_with_ollama
+from .meaning import Encoder, content_of, is_caption, read_meaning, readable
 from .syntax import read_prompt
 
 CHUNK_TOKENS = 75
@@ -56,6 +58,7 @@ def analyze(
     ollama: OllamaSettings | None = None,
     cache: AnswerCache | None = None,
     check: Callable[[], object] = lambda: None,
+    encoder: Encoder | None = None,
 ) -> PromptAnalysis:
     """What a prompt says: by the built-in analyzer, or by a language model in Ollama.
 
@@ -70,18 +73,22 @@ def analyze(
     Args:
         ollama: the language model to ask; None asks none.
         cache, check: as `read_with_ollama` takes them.
+        encoder: tells what the picture is of, and the category of words that the lexicon does not
+            know, of English prompts; None leaves both to the lexicon.
 
     Raises:
         PromptError: no text besides LoRA tags, a malformed LoRA tag, a weight that is no finite
             number, or brackets nested deeper than syntax.MAX_NESTING.
     """
-    analysis = _read(prompt, negative_prompt, syntax)
+    analysis = _read(prompt, negative_prompt, syntax, encoder)
     if ollama is None:
         return analysis
     return read_with_ollama(analysis, ollama, cache=cache, check=check)
 
 
-def _read(prompt: str, negative_prompt: str, syntax: PromptSyntax) -> PromptAnalysis:
+def _read(
+    prompt: str, negative_prompt: str, syntax: PromptSyntax, encoder: Encoder | None
+) -> PromptAnalysis:
     positive = read_prompt(prompt, syntax)
     negative = read_prompt(negative_prompt, syntax, negative=True)
     text, weights = _plain(positive.spans)
@@ -93,6 +100,11 @@ def _read(prompt: str, negative_prompt: str, syntax: PromptSyntax) -> PromptAnal
         )
     pieces = _pieces(text)
     found = find(text, pieces)
+    read_content = None
+    if encoder is not None and readable(text, found):
+        found, vector = read_meaning(text, found, encoder)
+        if is_caption(text, pieces):
+            read_content = partial(content_of, vector=vector)
     bounds = _clause_bounds(text, pieces, found)
     clauses = {start: _clause(text, weights, start, end) for start, end in bounds}
     starts = sorted(clauses)
@@ -117,7 +129,7 @@ def _read(prompt: str, negative_prompt: str, syntax: PromptSyntax) -> PromptAnal
                 _shown(text, phrase.found) for phrase in asked if phrase.found.category == "mood"
             )
         ),
-        intent=intent(asked),
+        intent=intent(asked, read_content),
         complexity=round(value, 4),
         complexity_band=band(round(value, 4)),
         notices=(

@@ -44,6 +44,8 @@ class Entry(NamedTuple):
     content: Mapping[str, float]
     quality: Mapping[str, float]
     """How far this phrase alone points to an intent, in [0, 1], by the intent's name."""
+    abroad: bool = False
+    """Of languages.json."""
 
 
 class Found(NamedTuple):
@@ -126,10 +128,13 @@ def _lexicon() -> _Lexicon:
     singulars: dict[tuple[str, ...], Entry] = {}
     for group in data["groups"]:
         entry = _entry(group)
-        for term in (*group["terms"], *abroad.get(group["id"], ())):
+        terms = [(term, entry) for term in group["terms"]]
+        foreign = entry._replace(abroad=True)
+        terms += [(term, foreign) for term in abroad.get(group["id"], ())]
+        for term, meant in terms:
             words = tuple(found[0].lower() for found in _WORD.finditer(term))
-            phrases.setdefault(words, entry)
-            singulars.setdefault(tuple(_singular(word, irregular) for word in words), entry)
+            phrases.setdefault(words, meant)
+            singulars.setdefault(tuple(_singular(word, irregular) for word in words), meant)
     longest: dict[str, int] = {}
     for words in (*phrases, *singulars):
         longest[words[0]] = max(longest.get(words[0], 0), len(words))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from ..plan import ContentIntent, Intent, QualityIntent, StyleIntent
@@ -20,6 +21,8 @@ FIRST_SUBJECT_POWER = 1.25
 
 STRONGEST_EMPHASIS = 1.5
 STRONGEST_EVIDENCE = 0.98
+LEAST_DOUBT = 1e-3
+"""Doubt below which more evidence adds nothing for a model that reads it."""
 
 DEFAULT_CONTENT: Mapping[str, Mapping[str, float]] = {
     "character": {"CHARACTER": 0.3},
@@ -42,16 +45,26 @@ class Weighted(NamedTuple):
     weight: float
 
 
-def intent(phrases: Iterable[Weighted]) -> Intent:
+Evidence = Mapping[ContentIntent, float]
+"""By content: -log of the doubt left, which is product(1 - strength) over the hints at it."""
+
+ContentReader = Callable[[Evidence], tuple[ContentIntent, float]]
+"""Says what the picture is mainly of, and the lead of that over the next, from the evidence."""
+
+
+def intent(phrases: Iterable[Weighted], read_content: ContentReader | None = None) -> Intent:
     """The intent that most evidence points to.
 
     Each phrase is evidence of the strength that lexicon.json gives, times its emphasis; strengths
     combine as 1 - product(1 - strength), so that no number of faint hints makes a certainty.
     Confidence is the mean over style and content of the lead of the first over the second.
     Ties go to the label named first in plan.py.
+
+    Args:
+        read_content: decides the content in place of the evidence alone.
     """
     style = dict.fromkeys(get_args(StyleIntent), 1.0)
-    content = dict.fromkeys(get_args(ContentIntent), 1.0)
+    content: dict[ContentIntent, float] = dict.fromkeys(get_args(ContentIntent), 1.0)
     quality = dict.fromkeys(get_args(QualityIntent), 1.0)
     subject_seen = False
     unknown: Counter[str] = Counter()
@@ -70,9 +83,15 @@ def intent(phrases: Iterable[Weighted]) -> Intent:
     best_style, style_evidence, style_lead = _first(style)
     best_content, content_evidence, content_lead = _first(content)
     best_quality, quality_evidence, _ = _first(quality)
+    if content_evidence <= 0:
+        best_content = "OBJECT"
+    if read_content is not None:
+        best_content, content_lead = read_content(
+            {label: -math.log(max(doubt, LEAST_DOUBT)) for label, doubt in content.items()}
+        )
     return Intent(
         style=best_style if style_evidence >= STYLE_THRESHOLD else "GENERAL",
-        content=best_content if content_evidence > 0 else "OBJECT",
+        content=best_content,
         quality=best_quality if quality_evidence >= QUALITY_THRESHOLD else "MEDIUM",
         confidence=round((style_lead + content_lead) / 2, 4),
     )
