@@ -39,6 +39,10 @@ class LoraError(ModelFileError):
     """A LoRA the user named that is missing, ambiguous, unreadable, or does not fit the model."""
 
 
+class ShortOfMemoryError(IntelligentGenerationError):
+    """A run or a load that is out of memory with everything given up that can be."""
+
+
 class NotAvailableYetError(IntelligentGenerationError):
     """A choice that this version of the pack does not offer yet."""
 

@@ -9,13 +9,17 @@ Imported only while ComfyUI runs, never at its start.
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
+import gc
 import inspect
 import logging
 import os
 import platform
+import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -330,13 +334,205 @@ def _not_loaded(what: str, path: Path, error: Exception) -> ModelFileError:
 
 
 def _raise_out_of_memory(error: Exception) -> None:
-    """Let ComfyUI see running out of memory as what it is: it frees models then."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    """Let running out of memory be seen as what it is."""
+    if is_out_of_memory(error):
         raise error
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+# --------------------------------------------------------------------------- memory
+
+
+_SHORT = (
+    "can't allocate memory",  # torch's allocator for processors, on Linux and macOS
+    "not enough memory",  # the same on Windows
+    "out of memory",  # CUDA, ROCm, XPU, MPS
+    "bad_alloc",  # C++
+    "cannot allocate memory",  # the system's ENOMEM, as of mapping a file
+    "could not create a memory",  # oneDNN
+)
+"""What errors of no type of their own say when memory is short."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is that memory was short, of a device or of RAM."""
+    known = getattr(model_management, "is_oom", None)
+    while error is not None:
+        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+            return True
+        if known is not None and known(error):
+            return True
+        if isinstance(error, (RuntimeError, OSError)):
+            text = str(error).lower()
+            if any(short in text for short in _SHORT):
+                return True
+        error = error.__cause__
+    return False
+
+
+def unload_others() -> int:
+    """Put all models back into RAM; the bytes of device memory that this gave back."""
+    before = evictable_vram()
+    model_management.unload_all_models()
+    gc.collect()
+    _give_back_memory()
+    on_cpu = model_management.get_torch_device().type == "cpu"
+    return 0 if on_cpu else before - evictable_vram()
+
+
+class KeptModel:
+    """A loaded model as its file has it, lent out as clones that share its weights.
+
+    Nodes may do to a clone what they do to any MODEL: ComfyUI keeps patches with the clone, and
+    puts the weights back before another clone is used.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded: LoadedModel | None = loaded
+        self._lent: list[weakref.ref[Any]] = []
+        self._modules = [weakref.ref(patcher.model) for patcher in _patchers(loaded)]
+
+    @property
+    def bytes(self) -> int:
+        """RAM that the weights take when they are not on a device."""
+        return 0 if self._loaded is None else sum(map(_ram_bytes, _patchers(self._loaded)))
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a clone that was lent, or a clone of it, is alive."""
+        self._lent = [one for one in self._lent if one() is not None]
+        return bool(self._lent)
+
+    def lend(self) -> LoadedModel:
+        """MODEL, CLIP and VAE for one more user."""
+        assert self._loaded is not None, "a model that was let go is not lent"
+        model, clip, vae = self._loaded
+        if model is not None:
+            model = model.clone()
+        if clip is not None:
+            clip = clip.clone()
+        if vae is not None:
+            vae = copy.copy(vae)
+            vae.patcher = vae.patcher.clone()
+        lent = LoadedModel(model, clip, vae)
+        # A clone holds the patcher that it was made from, so these live as long as any of theirs.
+        self._lent += map(weakref.ref, _patchers(lent))
+        return lent
+
+    def let_go(self) -> None:
+        """Forget the model. While somebody still holds it, it goes from the device to RAM alone."""
+        self._loaded = None
+        if self.in_use:
+            _offload([module() for module in self._modules])
+            return
+        if any(module() is not None for module in self._modules):
+            gc.collect()  # some models refer to themselves
+        _give_back_memory()
+
+
+def _offload(modules: Sequence[Any]) -> None:
+    loaded = [one for one in model_management.current_loaded_models if one.model is not None]
+    others = [one for one in loaded if one.model.model not in modules]
+    for device in {one.device for one in loaded if one.model.model in modules}:
+        if device != torch.device("cpu"):
+            model_management.free_memory(1e30, device, keep_loaded=others)
+
+
+def _patchers(loaded: LoadedModel) -> list[Any]:
+    model, clip, vae = loaded
+    patchers = [model, getattr(clip, "patcher", None), getattr(vae, "patcher", None)]
+    return [patcher for patcher in patchers if patcher is not None]
+
+
+def _ram_bytes(patcher: Any) -> int:
+    # Where ComfyUI streams weights from the file, only some of them are in RAM.
+    if getattr(patcher, "is_dynamic", bool)() and hasattr(patcher, "loaded_ram_size"):
+        return int(patcher.loaded_ram_size())
+    return int(patcher.model_size())
+
+
+def _give_back_memory() -> None:
+    model_management.soft_empty_cache()
+    if sys.platform == "linux":
+        # glibc keeps what was freed in small pieces; other C libraries have no such function.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+class Residency(NamedTuple):
+    """A model that ComfyUI has loaded for computing."""
+
+    name: str
+    """Its class in ComfyUI, e.g. `SDXL`."""
+    device: str
+    bytes: int
+    loaded_bytes: int
+    """On the device; the rest is streamed or offloaded."""
+    in_use: bool
+    """Whether the last thing that was computed used it."""
+
+
+def residency() -> list[Residency]:
+    """The models on ComfyUI's list of loaded ones, the latest first. From any thread."""
+    rows = []
+    for one in list(model_management.current_loaded_models):
+        patcher = one.model
+        if patcher is not None:
+            rows.append(
+                Residency(
+                    type(patcher.model).__name__,
+                    str(patcher.load_device),
+                    int(patcher.model_size()),
+                    int(patcher.loaded_size()),
+                    bool(one.currently_used),
+                )
+            )
+    return rows
+
+
+def when_idle(act: Callable[[], None]) -> bool:
+    """Act now if no prompt runs or waits, holding back any that comes; whether that was so.
+
+    For other threads than the one that runs prompts: models may be freed only while that one
+    uses none.
+    """
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    queue = getattr(server, "prompt_queue", None)
+    if queue is None:
+        act()
+        return True
+    with queue.mutex:
+        busy = queue.currently_running or queue.queue or queue.flags
+        # Between a prompt and the next the worker tidies up, before it waits again.
+        waiting = getattr(queue.not_empty, "_waiters", True)
+        if busy or not waiting:
+            return False
+        act()
+        return True
+
+
+def on_free_memory(act: Callable[[], None]) -> None:
+    """Have `act` called whenever ComfyUI is told over HTTP to free its memory, caches and all."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return
+
+    async def answered(request: Any, response: Any) -> None:
+        if request.method != "POST" or request.path not in ("/free", "/api/free"):
+            return
+        body = await request.json() if response.status == 200 else {}
+        if body.get("free_memory"):
+            act()
+
+    server.app.on_response_prepare.append(answered)
 
 
 # --------------------------------------------------------------------------- int8
@@ -950,9 +1146,60 @@ def encode_image(vae: Any, image: torch.Tensor) -> dict[str, Any]:
     return stock_nodes.VAEEncode().encode(vae, image)[0]
 
 
-def decode(vae: Any, latent: dict[str, Any]) -> torch.Tensor:
-    """IMAGE [batch, height, width, 3] in [0, 1], as VAEDecode makes it."""
-    return stock_nodes.VAEDecode().decode(vae, latent)[0]
+TILE = 512
+"""Pixels along the side of a tile of a tiled decode."""
+_TILE_OVERLAP = 128
+"""With it VAEDecodeTiled does what ComfyUI does by itself where CUDA is out of memory."""
+
+
+class Decoded(NamedTuple):
+    """What decoding gave."""
+
+    image: torch.Tensor
+    """IMAGE [batch, height, width, 3] in [0, 1]."""
+    tiled: bool
+    """Whether it was decoded in tiles, as told or because ComfyUI ran out of memory."""
+
+
+def decode(vae: Any, latent: dict[str, Any], *, tiled: bool = False) -> Decoded:
+    """IMAGE as VAEDecode makes it; tiled, as VAEDecodeTiled does."""
+    if tiled:
+        node = stock_nodes.VAEDecodeTiled()
+        return Decoded(node.decode(vae, latent, TILE, _TILE_OVERLAP)[0], True)
+    # ComfyUI tells nobody but the log when it falls back to tiles.
+    watched = copy.copy(vae)
+    fell_back: list[str] = []
+    for name in ("decode_tiled_", "decode_tiled_1d", "decode_tiled_3d"):
+        if hasattr(watched, name):
+            setattr(watched, name, _noting(getattr(watched, name), fell_back))
+    return Decoded(stock_nodes.VAEDecode().decode(watched, latent)[0], bool(fell_back))
+
+
+def _noting(call: Callable[..., Any], calls: list[str]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **options: Any) -> Any:
+        calls.append(call.__name__)
+        return call(*arguments, **options)
+
+    return noted
+
+
+def in_parts(latent: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
+    """A LATENT in parts of so many images at most, as LatentFromBatch cuts it: each image keeps
+    its noise."""
+    count = latent["samples"].shape[0]
+    if size >= count:
+        yield latent
+        return
+    for start in range(0, count, size):
+        yield stock_nodes.LatentFromBatch().frombatch(latent, start, size)[0]
+
+
+def joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The LATENT that `in_parts` cut."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = {key: value for key, value in parts[0].items() if key != "batch_index"}
+    return whole | {"samples": torch.cat([part["samples"] for part in parts])}
 
 
 def to_pixels(image: torch.Tensor) -> list[np.ndarray]:

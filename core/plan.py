@@ -567,6 +567,15 @@ class MemoryPlan(PlanObject):
 # --------------------------------------------------------------------------- generation
 
 
+class Concessions(_Frozen):
+    """How a run is made smaller because it ran out of memory otherwise."""
+
+    tiled_decode: bool = False
+    """Decoded in tiles of 512 pixels that overlap by 128."""
+    images_at_once: Annotated[int, Field(ge=1)] | None = None
+    """The batch is sampled and decoded in parts of so many images; None: whole."""
+
+
 class GenerationPlan(PlanObject):
     """Everything that decides the image. The same plan gives the same latent on one machine."""
 
@@ -578,6 +587,7 @@ class GenerationPlan(PlanObject):
     loras: LoraPlan
     sampling: SamplingPlan
     memory: MemoryPlan | None = None
+    concessions: Concessions = Concessions()
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 

@@ -43,6 +43,7 @@ from .errors import (
     ModelFileError,
     PlanError,
     SettingError,
+    ShortOfMemoryError,
     UnknownGenerationError,
 )
 from .fetching import (
@@ -54,6 +55,8 @@ from .fetching import (
     read_references,
 )
 from .generating import (
+    Progress,
+    Sampled,
     SaveLocation,
     apply_loras,
     difference,
@@ -82,19 +85,29 @@ from .hubs.wording import describe_remote
 from .learning import NOT_RATED, rated_models, rated_settings, record_rating, revision
 from .memory import (
     OWN_MEMORY,
+    FreeMemory,
     LoadedModel,
     ModelChoice,
+    ModelPool,
+    PoolState,
     choose_fetched,
     choose_model,
     describe_model,
     load_model,
+    made_settings,
     missing_parts,
     plan_memory,
+    pool_report,
     read_free,
     read_machine,
+    read_settings,
     report,
+    write_settings,
 )
+from .memory.recovery import Means, Setup, Step, next_step
+from .memory.remembered import LOADING, Fallback, forget, recall, remember
 from .plan import (
+    Concessions,
     FileRef,
     Generation,
     GenerationPlan,
@@ -216,6 +229,7 @@ class Services:
         self._cleanup: tuple[str, CleanupPlan] | None = None
         self._model_failures: Counter[str] = Counter()
         self._first_seen: dict[str, tuple[ModelChoice, str]] = {}
+        self._pool: ModelPool | None = None
 
     # ------------------------------------------------------------------ data
 
@@ -481,24 +495,75 @@ class Services:
 
     def load_model(self, choice: ModelChoice, plan: MemoryPlan | None = None) -> LoadedModel:
         """Load the chosen model by the memory plan, the machine's own where None; its files are
-        hashed in the background for the record."""
-        machine = host.HostMachine()
-        loaded = load_model(
-            choice,
-            self.catalog,
-            plan or plan_memory(read_machine(machine)),
-            free=lambda: read_free(machine, evictable=host.evictable_vram()),
-            show=_show_allocation,
-        )
+        hashed in the background for the record.
+
+        Raises as `memory.load_model` does, and ShortOfMemoryError.
+        """
+        loaded = self._load(choice, plan or plan_memory(read_machine(host.HostMachine())))
         for file in loaded.info.files:
             self._hash_in_background(self.catalog.path(file))
-        return loaded
+        return loaded._replace(report=f"{loaded.report}\n{pool_report(self.pool.state())}")
+
+    def _load(self, choice: ModelChoice, plan: MemoryPlan) -> LoadedModel:
+        free = self._free_memory().ram
+        short = self._ran_out_loading(choice, free) if plan.weight_dtype == "auto" else None
+        setup, made_room = Setup(int8=short is not None), False
+        while True:
+            try:
+                return load_model(
+                    choice,
+                    self.catalog,
+                    plan,
+                    pool=self.pool,
+                    free=self._free_memory,
+                    show=_show_allocation,
+                    short=short,
+                )
+            except Exception as error:
+                if not host.is_out_of_memory(error):
+                    raise
+                problem = _first_line(error)
+            # Not in the handler: the error's frames hold what could be loaded.
+            gave_way = self.pool.give_way() + host.unload_others()
+            room = gave_way > 0 and not made_room
+            means = Means(room=room, int8=plan.weight_dtype == "auto")
+            step = next_step("load", setup, means)
+            log.warning("Intelligent Generation: out of memory while loading: %s", problem)
+            if step is None:
+                raise ShortOfMemoryError(
+                    f"There is not enough memory to load {choice.model.name} ({problem}). Close "
+                    "other programs, set weight_dtype to int8 in MemoryStrategy, or choose a "
+                    "smaller model."
+                )
+            setup, made_room = step.setup, made_room or room
+            if setup.int8:
+                short = "loading it as it is ran out of memory"
+                self._remember(_file_key(choice), LOADING, setup, free)
+
+    def _ran_out_loading(self, choice: ModelChoice, free: int) -> str | None:
+        found = self._recall(_file_key(choice), LOADING, free)
+        if found is None:
+            return None
+        return f"loading it as it is ran out of memory on {found.at:%Y-%m-%d}"
+
+    def _recall(self, model: str, configuration: str, free: int) -> Fallback | None:
+        now = datetime.now(timezone.utc)
+        machine = host.machine_key()
+        return recall(self.database, machine, model, configuration, free=free, now=now)
+
+    def _remember(self, model: str, configuration: str, setup: Setup, free: int) -> None:
+        fallback = Fallback(setup, free, datetime.now(timezone.utc))
+        remember(self.database, host.machine_key(), model, configuration, fallback)
+
+    def forget_fallbacks(self) -> int:
+        """Forget what ran out of memory before; how many configurations that were."""
+        return forget(self.database)
 
     def plan_memory(self, strategy: str, weight_dtype: str) -> tuple[MemoryPlan, str]:
         """The memory policy of this machine and a report for people."""
         machine = host.HostMachine()
         plan = plan_memory(read_machine(machine), strategy=strategy, weight_dtype=weight_dtype)
-        text = report(plan, read_free(machine))
+        text = f"{report(plan, read_free(machine))}\n{pool_report(self.pool.state())}"
         log.info("Intelligent Generation: %s", text)
         return plan, text
 
@@ -536,6 +601,57 @@ class Services:
         with self._lock:
             failures = self._model_failures
             return str(sum(failures.values()) if model is None else failures[model.strip()])
+
+    # ------------------------------------------------------------------ model pool
+
+    @property
+    def pool(self) -> ModelPool:
+        """The models that stay in RAM. Raises SettingError: its settings file is damaged."""
+        with self._lock:
+            if self._pool is None:
+                machine = host.HostMachine()
+                self._pool = ModelPool(
+                    read_settings(_pool_settings()),
+                    total_ram=machine.total_ram(),
+                    free_ram=machine.free_ram,
+                )
+            return self._pool
+
+    def memory(self) -> tuple[PoolState, list[host.Residency]]:
+        """What the model pool holds, and what ComfyUI has loaded for computing."""
+        return self.pool.state(), host.residency()
+
+    def set_pool(self, given: Any) -> None:
+        """Change the pool's settings, for good. Raises SettingError."""
+        with self._lock:
+            settings = made_settings(given, self.pool.state().settings)
+            write_settings(_pool_settings(), settings)
+            self.pool.change(settings)
+
+    def unload(self, ids: Sequence[str] | None = None) -> bool:
+        """Take models out of the pool, all of them with None; whether it is done already.
+
+        It is not while a prompt runs; then `finish_unloading` does it, or the next load.
+
+        Raises:
+            SettingError: an id that is not in the pool.
+        """
+        unknown = set(ids or ()) - set(self.pool.unload(ids))
+        if unknown:
+            raise SettingError(
+                f"The model pool holds no {', '.join(sorted(unknown))}. GET "
+                "/intelligent_generation/memory lists the ids."
+            )
+        return self.finish_unloading()
+
+    def finish_unloading(self) -> bool:
+        """Do what `unload` could not do yet; False while a prompt runs."""
+        return host.when_idle(self.pool.carry_out)
+
+    def _free_memory(self) -> FreeMemory:
+        """What can be had for a model that is to be loaded."""
+        free = read_free(host.HostMachine(), evictable=host.evictable_vram())
+        return free._replace(ram=free.ram + self.pool.evictable_bytes)
 
     # ------------------------------------------------------------------ planning
 
@@ -744,7 +860,7 @@ class Services:
         costs = self._costs(plan.model)
         work = work_of(plan.sampling, plan.memory.strategy if plan.memory else "AUTO")
         predicted = costs(work)
-        sampled = run(plan, request.model, request.clip, request.vae, locate=self._locate)
+        plan, sampled, conceded = self._run(plan, request, work.configuration)
         cost = RunCost(
             predicted_seconds=predicted.seconds,
             seconds=sampled.timings.total,
@@ -759,6 +875,7 @@ class Services:
             *plan.loras.notices,
             *plan.sampling.notices,
             *sampled.loras.notices,
+            *conceded,
         )
         plan = self._with_hashes(plan)
         generation = Generation(
@@ -793,6 +910,125 @@ class Services:
             now=datetime.now(timezone.utc),
         )
         return SamplerResult(sampled.image, sampled.latent, generation)
+
+    def _run(
+        self, plan: GenerationPlan, request: SamplerRequest, configuration: str
+    ) -> tuple[GenerationPlan, Sampled, tuple[Notice, ...]]:
+        """Run the plan; where it is out of memory, with less and less. What was run then is in
+        the plan that is returned, and told by the notices."""
+        model, clip, vae = request.model, request.clip, request.vae
+        key = model_key(plan.model)
+        free = self._memory_for_running()
+        asked = _setup_of(plan)
+        found = self._recall(key, configuration, free)
+        plan, setup, notices = self._as_it_worked(plan, asked, found)
+        if setup.int8 and not asked.int8:
+            model, clip, plan = self._at_int8(plan, request)
+        done = Progress()
+        made_room = fell_short = False
+        while True:
+            try:
+                sampled = run(plan, model, clip, vae, locate=self._locate, progress=done)
+                break
+            except Exception as error:
+                if not host.is_out_of_memory(error):
+                    raise
+                problem = _first_line(error)
+            # Not in the handler: the error's frames hold what was being computed.
+            gave_way = self.pool.give_way() + host.unload_others()
+            room = gave_way > 0 and not made_room
+            step = next_step(done.stage, setup, self._means(plan, room=room))
+            log.warning("Intelligent Generation: out of memory (%s): %s", done.stage, problem)
+            if step is None:
+                raise self._nothing_left(plan, done.stage, problem, notices, free)
+            setup, made_room, fell_short = step.setup, made_room or room, True
+            notices = (*notices, _conceded(done.stage, step))
+            if step.rung == "int8":
+                model, clip, plan = self._at_int8(plan, request)
+                done = Progress()
+            plan = _with_setup(plan, setup)
+        if sampled.tiled_decode and not setup.tiled_decode:
+            setup, fell_short = setup._replace(tiled_decode=True), True
+            plan = _with_setup(plan, setup)
+            notices = (*notices, _tiled_by_comfyui())
+        if fell_short and setup != asked:
+            self._remember(key, configuration, setup, free)
+        return plan, sampled, notices
+
+    def _as_it_worked(
+        self, plan: GenerationPlan, asked: Setup, found: Fallback | None
+    ) -> tuple[GenerationPlan, Setup, tuple[Notice, ...]]:
+        """The plan with what was given up for it before."""
+        if found is None or plan.concessions != Concessions():
+            return plan, asked, ()
+        setup = asked._replace(
+            int8=asked.int8 or (found.setup.int8 and self._means(plan, room=False).int8),
+            tiled_decode=found.setup.tiled_decode,
+            images_at_once=min(found.setup.images_at_once, asked.images_at_once),
+        )
+        if setup == asked:
+            return plan, asked, ()
+        message = (
+            f"This size and batch ran out of memory on {found.at:%Y-%m-%d}, so the image is made "
+            "as it worked then. DELETE /intelligent_generation/memory/fallbacks forgets that."
+        )
+        notice = Notice(level="info", code="ran_out_of_memory_before", message=message)
+        return _with_setup(plan, setup), setup, (notice,)
+
+    def _memory_for_running(self) -> int:
+        """What can be had on the device that samples."""
+        free = self._free_memory()
+        return free.vram if host.HostMachine().device_kind in OWN_MEMORY else free.ram
+
+    def _means(self, plan: GenerationPlan, *, room: bool) -> Means:
+        sampling = plan.sampling
+        sizes = [(sampling.width, sampling.height)]
+        if sampling.second_pass is not None:
+            sizes.append((sampling.second_pass.width, sampling.second_pass.height))
+        return Means(
+            room=room,
+            # ComfyUI's cache keeps the model as it was: at int8 there is less on the device, and
+            # where that is the processor, more in all.
+            int8=host.HostMachine().device_kind in OWN_MEMORY and _can_be_int8(plan),
+            tiles=max(max(size) for size in sizes) > host.TILE,
+        )
+
+    def _at_int8(
+        self, plan: GenerationPlan, request: SamplerRequest
+    ) -> tuple[Any, Any, GenerationPlan]:
+        """MODEL and CLIP of the plan's files at int8, and the plan with them. CLIP stays where
+        another node made it, or it lies in other files."""
+        part, text = plan.model.part("diffusion_model"), plan.model.part("text_encoder")
+        assert part is not None
+        policy = plan.memory or plan_memory(read_machine(host.HostMachine()))
+        policy = policy.model_copy(update={"weight_dtype": "int8"})
+        loaded = self._load(ModelChoice(part.files[0], variant=plan.model.variant or ""), policy)
+        same = text is not None and text.files == part.files
+        clip = loaded.clip if same else request.clip
+        info = describe_model(loaded.model, clip, request.vae)
+        info = info.model_copy(update={"notices": plan.model.notices})
+        return loaded.model, clip, plan.model_copy(update={"model": info})
+
+    def _nothing_left(
+        self,
+        plan: GenerationPlan,
+        stage: str,
+        problem: str,
+        notices: Sequence[Notice],
+        free: int,
+    ) -> ShortOfMemoryError:
+        tried = " ".join(notice.message for notice in notices)
+        advice = "Choose a smaller size or a smaller model, or close other programs."
+        main = plan.model.part("diffusion_model")
+        if main is not None and _can_be_int8(plan):
+            # Only the loader can make it smaller where all of it is in RAM.
+            choice = ModelChoice(main.files[0])
+            self._remember(_file_key(choice), LOADING, Setup(int8=True), free)
+            advice = f"HubModelLoader will load it at int8 when it loads it again. {advice}"
+        return ShortOfMemoryError(
+            f"Out of memory at the stage {stage}: {problem}. {tried} Nothing else is left to try. "
+            f"{advice}".replace("  ", " ")
+        )
 
     def _decide(self, request: SamplerRequest) -> tuple[GenerationPlan, tuple[str, ...]]:
         """The plan to run, and for MANUAL what AUTO would have done otherwise."""
@@ -1230,6 +1466,71 @@ def _place_of(lora: PlannedLora) -> str:
     else:
         where = "on disk"
     return f"{lora.title} at {lora.model_strength:g}: {where}."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _file_key(choice: ModelChoice) -> str:
+    return f"{choice.model.folder}/{choice.model.name}"
+
+
+def _can_be_int8(plan: GenerationPlan) -> bool:
+    """Whether the pack loaded the model in full, by its own choice, and nobody changed it."""
+    part = plan.model.part("diffusion_model")
+    return (
+        (plan.memory is None or plan.memory.weight_dtype == "auto")
+        and plan.model.weight_dtype == "auto"
+        and not plan.model.carried_patches
+        and part is not None
+        and len(part.files) == 1
+        and part.dtype in ("float16", "bfloat16", "float32")
+    )
+
+
+def _setup_of(plan: GenerationPlan) -> Setup:
+    at_once = plan.concessions.images_at_once or plan.sampling.batch_size
+    return Setup(
+        strategy=plan.memory.strategy if plan.memory else "AUTO",
+        int8=plan.model.weight_dtype == "int8",
+        tiled_decode=plan.concessions.tiled_decode,
+        images_at_once=min(at_once, plan.sampling.batch_size),
+    )
+
+
+def _with_setup(plan: GenerationPlan, setup: Setup) -> GenerationPlan:
+    whole = setup.images_at_once >= plan.sampling.batch_size
+    conceded = Concessions(
+        tiled_decode=setup.tiled_decode,
+        images_at_once=None if whole else setup.images_at_once,
+    )
+    return plan.model_copy(update={"concessions": conceded})
+
+
+_STAGES = {
+    "encode": "while the text was encoded",
+    "sample": "while sampling",
+    "refine": "in the second pass",
+    "decode": "while the image was decoded",
+}
+
+
+def _conceded(stage: str, step: Step) -> Notice:
+    message = f"Memory ran out {_STAGES[stage]}, so {step.done}. {step.changes}"
+    return Notice(level="warning", code=f"out_of_memory_{step.rung}", message=message)
+
+
+def _tiled_by_comfyui() -> Notice:
+    message = (
+        "Memory ran out while the image was decoded, so ComfyUI decoded it in tiles of 512 pixels. "
+        "Fine detail and tone may differ slightly between tiles."
+    )
+    return Notice(level="warning", code="out_of_memory_tiled_decode", message=message)
+
+
+def _pool_settings() -> Path:
+    return host.user_directory() / "model_pool.json"
 
 
 def _show_allocation(text: str) -> None:

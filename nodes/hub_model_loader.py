@@ -114,6 +114,12 @@ class HubModelLoader(io.ComfyNode):
                     display_name="explanation",
                     tooltip="What the model is, and where auto chose it, why and what lost.",
                 ),
+                io.String.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="What was loaded in which data type, what came from the model pool, "
+                    "and what the pool holds.",
+                ),
             ],
         )
 
@@ -179,6 +185,7 @@ class HubModelLoader(io.ComfyNode):
             loaded.info,
             loaded.info.family,
             describe_model_choice(loaded.info),
+            loaded.report,
         )
 
 

@@ -11,6 +11,7 @@
     DELETE /credentials/{hub}      forgets the token; answers as GET does
     GET  /ollama/models            names of the models that Ollama has
     /catalog, /loras, /downloads   see catalog_routes.py
+    /memory                        see memory_routes.py
 
 Errors come as `{"error": text}` with status 400, or 404 for an unknown id. No answer holds a
 token.
@@ -25,6 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from . import catalog_routes as catalog
+from . import memory_routes as memory
 
 PREFIX = "/intelligent_generation"
 MAX_LISTED = 500
@@ -63,6 +65,12 @@ def register_routes() -> None:
     routes.post(f"{PREFIX}/downloads/restore")(_guarded(catalog.post_restore))
     routes.post(f"{PREFIX}/downloads/cleanup")(_guarded(catalog.post_cleanup))
     routes.post(f"{PREFIX}/downloads/cleanup/{{id}}")(_guarded(catalog.post_cleanup_done))
+    routes.get(f"{PREFIX}/memory")(_guarded(memory.get_memory))
+    routes.put(f"{PREFIX}/memory")(_guarded(memory.put_memory))
+    routes.delete(f"{PREFIX}/memory/models")(_guarded(memory.delete_models))
+    routes.delete(f"{PREFIX}/memory/models/{{id}}")(_guarded(memory.delete_model))
+    routes.delete(f"{PREFIX}/memory/fallbacks")(_guarded(memory.delete_fallbacks))
+    memory.watch_free()
 
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]

@@ -439,6 +439,10 @@ class Client:
         """POST `body` as JSON to `path`. The status is the caller's to look at."""
         return self._session.post(f"http://{self.address}{path}", json=body, timeout=60)
 
+    def request(self, method: str, path: str, body: Any = None) -> requests.Response:
+        """Any method with `body` as JSON. The status is the caller's to look at."""
+        return self._session.request(method, f"http://{self.address}{path}", json=body, timeout=60)
+
     def post_bytes(self, path: str, body: bytes, content_type: str) -> requests.Response:
         """POST raw bytes to `path`. The status is the caller's to look at."""
         return self._session.post(

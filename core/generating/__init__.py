@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from .explanation import describe_loras, describe_model_choice, difference, explain
     from .records import SaveLocation, load_generation, recent, recover, save_generation
     from .replay import generation_from_png, replay_prompt
-    from .sampling import Sampled, run
+    from .sampling import Progress, Sampled, run
 
 __all__ = [
     "AppliedLoras",
+    "Progress",
     "Sampled",
     "SaveLocation",
     "apply_loras",
@@ -38,6 +39,7 @@ __all__ = [
 
 _HOMES = {
     "AppliedLoras": "applying",
+    "Progress": "sampling",
     "Sampled": "sampling",
     "SaveLocation": "records",
     "apply_loras": "applying",

@@ -6,6 +6,7 @@ from collections.abc import Sequence, Set
 
 from ..hubs.wording import describe_remote
 from ..plan import (
+    Concessions,
     Factor,
     GenerationPlan,
     LoraPlan,
@@ -50,7 +51,7 @@ def explain(
         [f"Left out: {item.name}: {item.reason}" for item in skipped],
         [f"AUTO would have: {line}" for line in differences],
         [f"{_LEVEL[notice.level]}: {notice.message}" for notice in _unique(notices)],
-        [_performance(timings), *_prediction(cost)],
+        [_performance(timings), *_concessions(plan.concessions), *_prediction(cost)],
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)
 
@@ -178,6 +179,15 @@ def _performance(timings: Timings) -> str:
         f"Time: {timings.total:.2f} s (LoRAs {timings.loras:.2f}, text {timings.encode:.2f}, "
         f"sampling {timings.sample:.2f}, {again}decoding {timings.decode:.2f})."
     )
+
+
+def _concessions(conceded: Concessions) -> list[str]:
+    lines = []
+    if conceded.tiled_decode:
+        lines.append("To save memory: decoded in tiles of 512 pixels.")
+    if conceded.images_at_once is not None:
+        lines.append(f"To save memory: {conceded.images_at_once} of the batch at a time.")
+    return lines
 
 
 def _prediction(cost: RunCost | None) -> list[str]:

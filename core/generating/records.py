@@ -31,7 +31,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from ..errors import PlanError, SaveError, StorageError
-from ..plan import Generation, ImageFile, SamplingPlan
+from ..plan import Concessions, Generation, ImageFile, SamplingPlan
 from ..storage import Database
 from ..storage.tables import GenerationRow, LoraDecision, SaveIntent
 from .png import RECORD_KEY, encode_png
@@ -288,6 +288,8 @@ def image_key(generation: Generation) -> str:
     }
     if plan.model.weight_dtype != "auto":
         decides["weights"] = plan.model.weight_dtype
+    if plan.concessions != Concessions():
+        decides["concessions"] = plan.concessions.model_dump()
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

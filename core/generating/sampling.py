@@ -5,13 +5,16 @@ second pass LatentUpscale or ImageScale, and another KSampler with the same seed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import host
 from ..catalog import family
 from ..errors import ModelFileError, PlanError, SettingError
-from ..plan import FileRef, GenerationPlan, SecondPass, Timings
+from ..memory.recovery import Stage
+from ..plan import FileRef, GenerationPlan, Timings
 from .applying import AppliedLoras, apply_loras
 
 if TYPE_CHECKING:
@@ -32,6 +35,22 @@ class Sampled(NamedTuple):
     timings: Timings
     memory_bytes: int | None
     """Peak on the device that samples; None where it cannot be read."""
+    tiled_decode: bool
+    """Whether the image was decoded in tiles: as planned, or because ComfyUI fell back to it."""
+
+
+@dataclass
+class Progress:
+    """What is done of a run. A run that failed goes on from it: given to `run` once more, with
+    the same plan but for its concessions, no stage that was complete is done again."""
+
+    stage: Stage = "encode"
+    """What is being done."""
+    loras: AppliedLoras | None = None
+    conditionings: tuple[Any, Any] | None = None
+    sampled: dict[str, Any] | None = None
+    refined: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run(
@@ -41,9 +60,13 @@ def run(
     vae: Any,
     *,
     locate: Callable[[FileRef], FileRef],
+    progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Sampled:
     """Make the plan's image with the given MODEL, CLIP and VAE.
+
+    Args:
+        progress: of an earlier call that failed, to go on from; it is kept up to date.
 
     Raises:
         ModelFileError: CLIP or VAE is missing.
@@ -53,9 +76,10 @@ def run(
             model takes no shift.
     """
     _check(plan, clip, vae)
+    done = progress or Progress()
     with host.PeakMemory(model, clip.patcher, getattr(vae, "patcher", None)) as peak:
-        image, latent, loras, timings = _run(plan, model, clip, vae, locate, clock)
-    return Sampled(image, latent, loras, timings, peak.bytes)
+        decoded, latent, loras, timings = _run(plan, model, clip, vae, locate, done, clock)
+    return Sampled(decoded.image, latent, loras, timings, peak.bytes, decoded.tiled)
 
 
 def _run(
@@ -64,79 +88,120 @@ def _run(
     clip: Any,
     vae: Any,
     locate: Callable[[FileRef], FileRef],
+    done: Progress,
     clock: Callable[[], float],
-) -> tuple[torch.Tensor, dict[str, Any], AppliedLoras, Timings]:
+) -> tuple[host.Decoded, dict[str, Any], AppliedLoras, Timings]:
     sampling = plan.sampling
-    start = clock()
-    loras = apply_loras(model, clip, plan.loras.loras, locate=locate)
-    after_loras = clock()
-    positive = _encode(clip, loras.clip, plan.loras.segments, sampling.clip_skip)
-    negative = _encode(clip, loras.clip, plan.analysis.negative_segments, sampling.clip_skip)
-    if sampling.guidance is not None:
-        positive = host.with_guidance(positive, sampling.guidance)
-    after_encode = clock()
+
+    @contextmanager
+    def timed(name: str, stage: Stage) -> Iterator[None]:
+        done.stage = stage
+        start = clock()
+        yield
+        done.seconds[name] = clock() - start
+
+    if done.loras is None:
+        with timed("loras", "encode"):
+            done.loras = apply_loras(model, clip, plan.loras.loras, locate=locate)
+    loras = done.loras
+    if done.conditionings is None:
+        with timed("encode", "encode"):
+            done.conditionings = _encode_both(plan, clip, loras.clip)
+    positive, negative = done.conditionings
     shifted = loras.model
     if sampling.shift is not None:
         shifted = host.with_shift(loras.model, sampling.shift)
-    latent = host.sample(
-        shifted,
-        positive,
-        negative,
-        host.empty_latent(sampling.width, sampling.height, sampling.batch_size, vae),
-        seed=plan.seed,
-        steps=sampling.steps,
-        cfg=sampling.cfg,
-        sampler=sampling.sampler,
-        scheduler=sampling.scheduler,
-        denoise=sampling.denoise,
-        sigmas=sampling.sigmas,
-        size=(sampling.width, sampling.height),
-    )
-    after_sample = clock()
+    at_once = plan.concessions.images_at_once or sampling.batch_size
+    if done.sampled is None:
+        with timed("sample", "sample"):
+            latent = host.empty_latent(sampling.width, sampling.height, sampling.batch_size, vae)
+            done.sampled = host.joined(
+                [
+                    host.sample(
+                        shifted,
+                        positive,
+                        negative,
+                        part,
+                        seed=plan.seed,
+                        steps=sampling.steps,
+                        cfg=sampling.cfg,
+                        sampler=sampling.sampler,
+                        scheduler=sampling.scheduler,
+                        denoise=sampling.denoise,
+                        sigmas=sampling.sigmas,
+                        size=(sampling.width, sampling.height),
+                    )
+                    for part in host.in_parts(latent, at_once)
+                ]
+            )
+    latent = done.sampled
     if sampling.second_pass is not None:
-        latent = _refine(
-            sampling.second_pass, latent, shifted, positive, negative, vae, seed=plan.seed
-        )
-    after_refine = clock()
-    image = host.decode(vae, latent)
-    timings = Timings(
-        loras=after_loras - start,
-        encode=after_encode - after_loras,
-        sample=after_sample - after_encode,
-        refine=after_refine - after_sample if sampling.second_pass else 0.0,
-        decode=clock() - after_refine,
-    )
-    return image, latent, loras, timings
+        if done.refined is None:
+            with timed("refine", "refine"):
+                done.refined = _refine(plan, latent, shifted, positive, negative, vae, at_once)
+        latent = done.refined
+    with timed("decode", "decode"):
+        decoded = _decode(vae, latent, plan.concessions.tiled_decode, at_once)
+    return decoded, latent, loras, Timings(**done.seconds)
+
+
+def _encode_both(plan: GenerationPlan, clip: Any, patched: Any) -> tuple[Any, Any]:
+    sampling = plan.sampling
+    positive = _encode(clip, patched, plan.loras.segments, sampling.clip_skip)
+    negative = _encode(clip, patched, plan.analysis.negative_segments, sampling.clip_skip)
+    if sampling.guidance is not None:
+        positive = host.with_guidance(positive, sampling.guidance)
+    return positive, negative
 
 
 def _refine(
-    second: SecondPass,
+    plan: GenerationPlan,
     latent: dict[str, Any],
     model: Any,
     positive: Any,
     negative: Any,
     vae: Any,
-    *,
-    seed: int,
+    at_once: int,
 ) -> dict[str, Any]:
+    second = plan.sampling.second_pass
+    assert second is not None
     if second.space == "latent":
         scaled = host.upscale_latent(latent, second.width, second.height, second.method)
     else:
         image = host.upscale_image(
-            host.decode(vae, latent), second.width, second.height, second.method
+            _decode(vae, latent, plan.concessions.tiled_decode, at_once).image,
+            second.width,
+            second.height,
+            second.method,
         )
         scaled = host.encode_image(vae, image)
-    return host.sample(
-        model,
-        positive,
-        negative,
-        scaled,
-        seed=seed,
-        steps=second.steps,
-        cfg=second.cfg,
-        sampler=second.sampler,
-        scheduler=second.scheduler,
-        denoise=second.denoise,
+    return host.joined(
+        [
+            host.sample(
+                model,
+                positive,
+                negative,
+                part,
+                seed=plan.seed,
+                steps=second.steps,
+                cfg=second.cfg,
+                sampler=second.sampler,
+                scheduler=second.scheduler,
+                denoise=second.denoise,
+            )
+            for part in host.in_parts(scaled, at_once)
+        ]
+    )
+
+
+def _decode(vae: Any, latent: dict[str, Any], tiled: bool, at_once: int) -> host.Decoded:
+    parts = [host.decode(vae, part, tiled=tiled) for part in host.in_parts(latent, at_once)]
+    if len(parts) == 1:
+        return parts[0]
+    import torch
+
+    return host.Decoded(
+        torch.cat([part.image for part in parts]), any(part.tiled for part in parts)
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .pool import PoolLimits, PoolSettings, made_settings, read_settings, write_settings
+from .residency import ModelPool, PoolState, pool_report
 from .resources import FreeMemory, Machine, MachineSource, human_bytes, read_free, read_machine
 from .strategy import OWN_MEMORY, plan_memory, report
 
@@ -31,16 +33,24 @@ __all__ = [
     "Machine",
     "MachineSource",
     "ModelChoice",
+    "ModelPool",
+    "PoolLimits",
+    "PoolSettings",
+    "PoolState",
     "choose_fetched",
     "choose_model",
     "describe_model",
     "human_bytes",
     "load_model",
+    "made_settings",
     "missing_parts",
     "plan_memory",
+    "pool_report",
     "read_free",
     "read_machine",
+    "read_settings",
     "report",
+    "write_settings",
 ]
 
 

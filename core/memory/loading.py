@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,9 @@ from ..catalog import (
 )
 from ..errors import ModelFileError, SettingError
 from ..plan import ChosenModel, FileRef, MemoryPlan, ModelInfo, ModelPart, Notice
-from .allocation import allocate, is_quantized, part_sizes, table
+from .allocation import PartSize, allocate, is_quantized, part_sizes, table
 from .quantization import quantize
+from .residency import FileStamp, ModelKey, ModelPool, file_stamp
 from .resources import FreeMemory
 from .streaming import stream
 
@@ -73,6 +75,8 @@ class LoadedModel(NamedTuple):
     clip: Any
     vae: Any
     info: ModelInfo
+    report: str
+    """What was loaded in which data type, and what came from the pool."""
 
 
 def choose_model(
@@ -210,27 +214,33 @@ def load_model(
     catalog: Catalog,
     plan: MemoryPlan,
     *,
+    pool: ModelPool,
     free: Callable[[], FreeMemory],
     show: Callable[[str], None],
+    short: str | None = None,
 ) -> LoadedModel:
     """Load a model by ComfyUI's own loaders, in the data type that the memory plan wants.
 
     Headers are read first, so that a truncated or foreign file is refused before anything large
-    is loaded.
+    is loaded. What the pool has of the files is not read again.
 
     Args:
+        pool: lends what it has, and keeps what is loaded.
         free: the memory that can be had now; asked once, before loading.
         show: shows the allocation table, before loading.
+        short: why memory is short for this model, where that is known from before; the plan's
+            `auto` is then int8, if the file can be loaded so.
 
     Raises:
         ModelFileError: a file is missing, damaged, or not what it is used as.
         SettingError: the plan's data type does not work with this file or on this device.
     """
     paths = {file: catalog.path(file) for file in _files(choice)}
-    headers = {file: read_header(path) for file, path in paths.items()}
+    stamps = {file: file_stamp(path) for file, path in paths.items()}
+    headers = {file: _header(stamp) for file, stamp in stamps.items()}
     header = headers[choice.model]
     detection, notices = _detect(header, choice, catalog)
-    supported = host.weight_dtypes()
+    supported: Sequence[str] = host.weight_dtypes()
     if _renamed(header, detection):
         if plan.weight_dtype == "int8":
             raise SettingError(
@@ -239,27 +249,54 @@ def load_model(
                 "auto in MemoryStrategy, or load a single-file version."
             )
         supported = [name for name in supported if name != "int8"]
+    whole = _key(choice.model.folder, None, stamps[choice.model])
+    if plan.weight_dtype == "auto" and pool.has(whole) and not short:
+        # Memory is not short for a model that is in memory.
+        supported = [name for name in supported if name != "int8"]
+    quantized = any(map(is_quantized, headers.values()))
+    if short and not quantized and "int8" in supported:
+        plan = plan.model_copy(update={"weight_dtype": "int8"})
+        notices.append(_quantized_by_auto(choice.model.name, short))
     allocation = allocate(
         plan,
         part_sizes([(_role(file), header) for file, header in headers.items()]),
         free(),
         name=choice.model.name,
-        quantized=any(map(is_quantized, headers.values())),
+        quantized=quantized,
         supported=supported,
     )
     show(table(allocation))
     dtype = None if allocation.dtype == "int8" else allocation.dtype
-    int8 = {file: _int8_file(path) for file, path in paths.items() if allocation.dtype == "int8"}
     if allocation.reason:
         notices.append(_quantized_by_auto(choice.model.name, allocation.reason))
 
-    host.check_interrupt()
-    clip = vae = None
-    load = {"dtype": dtype, "int8": int8.get(choice.model)}
-    if choice.model.folder == "checkpoints":
-        model, clip, vae = host.load_checkpoint(paths[choice.model], **load)
-    else:
-        model = host.load_diffusion_model(paths[choice.model], **load)
+    kept: list[str] = []
+
+    def lend(
+        role: str, files: Sequence[FileRef], load: Callable[[list[host.Int8File]], Any]
+    ) -> host.LoadedModel:
+        def loaded() -> host.KeptModel:
+            host.check_interrupt()
+            int8 = allocation.dtype == "int8" and role != "vae"
+            return host.KeptModel(load([_int8_file(paths[file]) for file in files if int8]))
+
+        sizes = [part_sizes([(_role(file), headers[file])]) for file in files]
+        needs = sum(_needed(part, allocation.dtype, plan) for parts in sizes for part in parts)
+        # int8 is for text encoders too, the other data types for the diffusion model alone.
+        main = role in MODEL_FOLDERS or (allocation.dtype == "int8" and role != "vae")
+        key = _key(role, allocation.dtype if main else None, *(stamps[one] for one in files))
+        if pool.has(key):
+            kept.extend(file.name for file in files)
+        return pool.lend(key, needs, loaded)
+
+    def load_main(int8: list[host.Int8File]) -> host.LoadedModel:
+        options = {"dtype": dtype, "int8": int8[0] if int8 else None}
+        if choice.model.folder == "checkpoints":
+            return host.load_checkpoint(paths[choice.model], **options)
+        model = host.load_diffusion_model(paths[choice.model], **options)
+        return host.LoadedModel(model, None, None)
+
+    model, clip, vae = lend(choice.model.folder, [choice.model], load_main)
     if detection.family == "unknown" or detection.confidence <= MOST_BY_NAME:
         # ComfyUI may know a family that our table does not separate by tensors.
         loaded_as = f"ComfyUI loaded it as {host.comfy_class(model)}"
@@ -269,15 +306,20 @@ def load_model(
         elif detection.family == "unknown":
             detection = detection._replace(confidence=0.0, evidence=loaded_as)
     if choice.text_encoders:
-        host.check_interrupt()
-        clip = host.load_text_encoders(
-            [paths[file] for file in choice.text_encoders],
-            family(detection.family).text_encoder_type,
-            int8=[int8[file] for file in choice.text_encoders if file in int8],
-        )
+        kind = family(detection.family).text_encoder_type
+        encoders = [paths[file] for file in choice.text_encoders]
+        clip = lend(
+            f"text encoders of {kind}",
+            choice.text_encoders,
+            lambda int8: host.LoadedModel(
+                None, host.load_text_encoders(encoders, kind, int8=int8), None
+            ),
+        ).clip
     if choice.vae is not None:
-        host.check_interrupt()
-        vae = host.load_vae(paths[choice.vae])
+        path = paths[choice.vae]
+        vae = lend(
+            "vae", [choice.vae], lambda _: host.LoadedModel(None, None, host.load_vae(path))
+        ).vae
 
     main = (choice.model,)
     parts = [_part("diffusion_model", main, host.diffusion_module(model))]
@@ -307,7 +349,8 @@ def load_model(
     host.attach(model, CHANGES, host.other_changes(model))
     if clip is not None:
         host.attach(clip.patcher, CHANGES, host.other_changes(clip.patcher))
-    return LoadedModel(model, clip, vae, info)
+    lines = [table(allocation), f"From the model pool: {', '.join(kept) or 'nothing'}."]
+    return LoadedModel(model, clip, vae, info, "\n".join(lines))
 
 
 def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
@@ -365,6 +408,21 @@ def _role(file: FileRef) -> Any:
     return {"checkpoints": None, "diffusion_models": "diffusion_model", "vae": "vae"}.get(
         file.folder, "text_encoder"
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _header(stamp: FileStamp) -> SafetensorsHeader:
+    return read_header(Path(stamp.path))
+
+
+def _key(role: str, dtype: str | None, *stamps: FileStamp) -> ModelKey:
+    return ModelKey(stamps, (role, dtype or "auto"))
+
+
+def _needed(part: PartSize, dtype: str | None, plan: MemoryPlan) -> int:
+    if dtype == "int8" and part.role != "vae":
+        return part.int8_bytes
+    return part.cpu_bytes if plan.device.kind == "cpu" else part.bytes
 
 
 def _int8_file(path: Path) -> host.Int8File:

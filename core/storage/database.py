@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from ..errors import StorageError
 from .tables import Base
 
-HEAD_REVISION = "0004"
+HEAD_REVISION = "0005"
 """Newest file in migrations/versions. Known here so that opening a database that is up to date
 imports no Alembic (0.3 s)."""
 

@@ -304,6 +304,26 @@ class LanguageModelAnswer(Base):
     used_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
+class MemoryFallbackRow(Base):
+    """What a configuration of a model worked with after it had run out of memory."""
+
+    __tablename__ = "memory_fallbacks"
+
+    machine: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """`MachineSpeedRow.machine`."""
+    model: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """`RunCostRow.model`; for loads the file, with its size."""
+    configuration: Mapped[str] = mapped_column(String(255), primary_key=True)
+    """`RunCostRow.configuration`, or `loading`."""
+    strategy: Mapped[str] = mapped_column(String(32))
+    int8: Mapped[bool]
+    tiled_decode: Mapped[bool]
+    images_at_once: Mapped[int]
+    free_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the memory that was too short, what could be had when the run began."""
+    failed_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class SaveIntent(Base):
     """A save under way: what a crash between the images and their record leaves behind."""
 

@@ -76,6 +76,7 @@ def test_the_allocation_is_logged_before_loading(
 ) -> None:
     graph = in_dtype(auto_graph(TEXT), "int8")
     graph["loader"]["inputs"]["variant"] = "none"  # so that it loads anew
+    client.request("DELETE", "/intelligent_generation/memory/models").raise_for_status()
     client.run(graph)
     log = comfyui_log()
     assert "diffusion model: int8, " in log

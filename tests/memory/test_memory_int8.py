@@ -309,7 +309,7 @@ def test_auto_loads_at_int8_only_when_ram_is_short_and_says_so(
     found = in_comfyui(
         """
 from intelligent_generation.core.memory import (
-    FreeMemory, Machine, ModelChoice, load_model, plan_memory
+    FreeMemory, Machine, ModelChoice, ModelPool, PoolSettings, load_model, plan_memory
 )
 from intelligent_generation.core.plan import FileRef
 
@@ -322,6 +322,7 @@ free = FreeMemory(int(ARGUMENTS[0]), int(ARGUMENTS[0]))
 model = load_model(
     ModelChoice(FileRef(folder="checkpoints", name="small-sd15.safetensors")), OneFile(),
     plan_memory(Machine("cpu", "cpu", 16 * 2**30, 16 * 2**30, False, "DISABLED")),
+    pool=ModelPool(PoolSettings(), total_ram=2**34, free_ram=lambda: 2**33),
     free=lambda: free, show=shown.append,
 )
 report(
