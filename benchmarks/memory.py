@@ -14,11 +14,12 @@ from typing import Any
 from ..scripts.comfyui import find_comfyui, prepare_base
 from ..scripts.sample_models import SMALL_MODEL, sample_model
 from ..scripts.world import files
-from . import _memory_process
+from . import _memory_pool, _memory_process
 
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
-    """Measure int8, in one process of ComfyUI on its CPU.
+    """Measure int8, in one process of ComfyUI on its CPU; `switch` and `soak` measure the model
+    pool, see _memory_pool.py.
 
     `bytes_of_fp16`: bytes of the diffusion models of SD 1.5 and SDXL at full size at int8, as a
     share of those in fp16, counted over the real architecture's shapes.
@@ -34,8 +35,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed; with the end of what it said.
     """
+    if argv and argv[0] in _memory_pool.KINDS:
+        return _memory_pool.KINDS[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="memory", description="Int8 beside other types.")
-    parser.add_argument("what", choices=["int8"])
+    parser.add_argument("what", choices=["int8", *_memory_pool.KINDS])
     parser.add_argument("--model", choices=["world", "random"], default="world")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(argv)

@@ -353,6 +353,7 @@ _SHORT = (
     "bad_alloc",  # C++
     "cannot allocate memory",  # the system's ENOMEM, as of mapping a file
     "could not create a memory",  # oneDNN
+    "could not create a primitive",  # oneDNN too, for its scratch memory
 )
 """What errors of no type of their own say when memory is short."""
 
@@ -1191,6 +1192,8 @@ def in_parts(latent: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
         yield latent
         return
     for start in range(0, count, size):
+        if start:
+            _give_back_memory()  # what one part left in pieces is in the way of the next
         yield stock_nodes.LatentFromBatch().frombatch(latent, start, size)[0]
 
 

@@ -282,6 +282,13 @@ class ComfyUI:
         return f"http://{self.address}"
 
     @property
+    def pid(self) -> int:
+        """Id of the process. Raises ComfyUIError: it was not started."""
+        if self._process is None:
+            raise ComfyUIError("ComfyUI is not running.")
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None

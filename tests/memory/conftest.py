@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -66,6 +67,8 @@ def in_comfyui(model_base: Base) -> Callable[..., dict[str, Any]]:
         script = [launch_comfyui.__file__, str(find_comfyui()), str(model_base.path)]
         done = subprocess.run(
             [sys.executable, "-c", START + code, *script, *arguments],
+            # As scripts/comfyui.py does, for the sake of busy processors.
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             capture_output=True,
             text=True,
             check=False,
