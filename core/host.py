@@ -464,6 +464,23 @@ def _give_back_memory() -> None:
             trim(0)
 
 
+def files_of(loaded: LoadedModel) -> list[Path]:
+    """The files that ComfyUI's own loaders loaded a model from; empty where one cannot be told."""
+    files: list[Path] = []
+    for patcher in _patchers(loaded):
+        arguments = (getattr(patcher, "cached_patcher_init", None) or (None, ()))[1]
+        texts = [one for many in arguments for one in (many if _is_list(many) else [many])]
+        own = [Path(text) for text in texts if isinstance(text, str) and Path(text).is_file()]
+        if not own:
+            return []
+        files += own
+    return list(dict.fromkeys(files))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
 class Residency(NamedTuple):
     """A model that ComfyUI has loaded for computing."""
 

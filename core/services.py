@@ -106,6 +106,7 @@ from .memory import (
 )
 from .memory.recovery import Means, Setup, Step, next_step
 from .memory.remembered import LOADING, Fallback, forget, recall, remember
+from .memory.residency import ModelKey, file_stamp
 from .plan import (
     Concessions,
     FileRef,
@@ -230,6 +231,7 @@ class Services:
         self._model_failures: Counter[str] = Counter()
         self._first_seen: dict[str, tuple[ModelChoice, str]] = {}
         self._pool: ModelPool | None = None
+        self._stock_keys: dict[str, ModelKey] = {}
 
     # ------------------------------------------------------------------ data
 
@@ -616,6 +618,53 @@ class Services:
                     free_ram=machine.free_ram,
                 )
             return self._pool
+
+    def keep_outputs(self, request: str, parts: Sequence[str], outputs: Sequence[Any]) -> None:
+        """Keep what a stock loader loaded, and put clones in its place.
+
+        Args:
+            request: what tells this call of the loader from others.
+            parts: what each output is: model, clip or vae.
+            outputs: the node's outputs, each a list of values.
+        """
+        if any(len(values) != 1 for values in outputs):
+            return
+        loaded = host.LoadedModel(None, None, None)._replace(
+            **{part: values[0] for part, values in zip(parts, outputs, strict=True)}
+        )
+        files = host.files_of(loaded)
+        if not files:
+            return
+        key = ModelKey(tuple(file_stamp(file) for file in files), ("stock loader", request))
+        kept = host.KeptModel(loaded)
+        if self.pool.add(key, kept):
+            self._stock_keys[request] = key
+            lent = kept.lend()
+            for part, values in zip(parts, outputs, strict=True):
+                values[0] = getattr(lent, part)
+
+    def kept_outputs(self, request: str, parts: Sequence[str]) -> list[list[Any]] | None:
+        """What the pool has of an earlier call of a stock loader; None where it has nothing, or
+        a file has changed since."""
+        key = self._stock_keys.get(request)
+        if key is None:
+            return None
+        try:
+            now = tuple(file_stamp(Path(stamp.path)) for stamp in key.files)
+        except ModelFileError:
+            now = ()
+        lent = self.pool.take(key) if now == key.files else None
+        if lent is None:
+            del self._stock_keys[request]
+            self.pool.unload([key.id])
+            self.pool.carry_out()
+            return None
+        return [[getattr(lent, part)] for part in parts]
+
+    def settle_pool(self) -> None:
+        """Bring the pool back into its limits, if it holds anything. After a prompt."""
+        if self._pool is not None:
+            self._pool.settle()
 
     def memory(self) -> tuple[PoolState, list[host.Residency]]:
         """What the model pool holds, and what ComfyUI has loaded for computing."""

@@ -15,6 +15,7 @@ from .memory_strategy import MemoryStrategy
 from .parameter_optimizer import ParameterOptimizer
 from .prompt_analyzer import PromptAnalyzer
 from .routes import register_routes
+from .stock_loader_cache import register_stock_loader_cache
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class IntelligentGenerationExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         _report_taken_ids()
         register_routes()
+        await register_stock_loader_cache()
         return NODES
 
 

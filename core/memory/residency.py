@@ -139,16 +139,11 @@ class ModelPool:
             needs: bytes that loading it will take.
             load: its errors pass through; the pool is then as it was but for what made room.
         """
-        self.carry_out()
         self._drop_replaced(key)
+        lent = self.take(key)
+        if lent is not None:
+            return lent
         with self._lock:
-            entry = self._entries.get(key.id)
-            if entry is not None:
-                self._clock += 1
-                entry.last_used = self._clock
-                entry.uses += 1
-                self._hits += 1
-                return entry.model.lend()
             self._misses += 1
         keep = self._make_room(needs)
         model = load()
@@ -161,13 +156,24 @@ class ModelPool:
                 self._entries[key.id] = _Entry(key, model, self._clock)
         return lent
 
+    def take(self, key: ModelKey) -> Any | None:
+        """The model of a key for one more user; None when it is not in the pool."""
+        self.carry_out()
+        with self._lock:
+            entry = self._entries.get(key.id)
+            if entry is None:
+                return None
+            self._clock += 1
+            entry.last_used = self._clock
+            entry.uses += 1
+            self._hits += 1
+            return entry.model.lend()
+
     def add(self, key: ModelKey, model: Keepable) -> bool:
         """Keep a model that somebody else loaded; whether it is kept."""
         self.carry_out()
         self._drop_replaced(key)
         with self._lock:
-            if key.id in self._entries:
-                return True
             self._misses += 1
         keep = self._make_room(model.bytes, loaded=True)
         if keep:

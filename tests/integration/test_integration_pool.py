@@ -140,3 +140,28 @@ def test_the_pool_is_read_set_and_emptied_over_http(pool, images, client: Client
     assert len(pool()["models"]) == 1
     assert client.request("DELETE", f"{MEMORY}/models").status_code in (200, 202)
     wait_for(lambda: not pool()["models"])
+
+
+def test_stock_loaders_are_served_where_comfyui_takes_cache_providers(
+    pool, images, comfyui: ComfyUI, other: str
+):
+    if not (comfyui.comfyui / "comfy_api" / "latest" / "_caching.py").is_file():
+        pytest.skip("this ComfyUI takes no cache providers; 0.18 is the first that does")
+    path = comfyui.base.models("checkpoints") / "stock.safetensors"
+    hits, misses = counts(pool())
+    try:
+        shutil.copyfile(sample_model(A), path)
+        first = images(path.name, stock=True, seed=1)
+        between = images(other, stock=True, seed=1)
+        again = images(path.name, stock=True, seed=1)
+        assert (pool()["hits"] - hits, pool()["misses"] - misses) == (1, 2)
+        assert np.array_equal(first, again)
+        assert not np.array_equal(first, between)
+        assert np.array_equal(first, images(A, seed=1)), "as from HubModelLoader"
+        shutil.copyfile(sample_model(other), path)
+        os.utime(path, ns=(1, path.stat().st_mtime_ns + 1_000_000_000))
+        assert np.array_equal(images(path.name, stock=True, seed=1), between)
+        names = [Path(model["files"][0]).name for model in pool()["models"]]
+        assert names.count(path.name) == 1
+    finally:
+        path.unlink()
