@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache, partial
 from pathlib import Path
@@ -225,6 +226,7 @@ class Services:
         self._fetcher: Fetcher | None = None
         self._proposer: Proposer | None = None
         self._unanswered = 0
+        self._in_use: dict[str, list[Path]] = {}
         self._search: ModelSearch | None = None
         self._scan: BackgroundScan | None = None
         self._cleanup: tuple[str, CleanupPlan] | None = None
@@ -360,7 +362,7 @@ class Services:
 
     def plan_cleanup(self, limits: CacheLimits) -> tuple[str, CleanupPlan]:
         """What keeping the downloaded files to the limits would take, and an id to do it by."""
-        plan = self.disk_cache.plan(limits)
+        plan = self.disk_cache.plan(limits, in_use=self._files_in_use())
         with self._lock:
             self._cleanup = (uuid.uuid4().hex, plan)
             return self._cleanup
@@ -378,7 +380,7 @@ class Services:
                 )
             _, plan = self._cleanup
             self._cleanup = None
-        return self.disk_cache.clean(plan)
+        return self.disk_cache.clean(plan, in_use=self._files_in_use())
 
     # ------------------------------------------------------------------ models
 
@@ -504,6 +506,7 @@ class Services:
         loaded = self._load(choice, plan or plan_memory(read_machine(host.HostMachine())))
         for file in loaded.info.files:
             self._hash_in_background(self.catalog.path(file))
+        self._used("model", loaded.info.files)
         return loaded._replace(report=f"{loaded.report}\n{pool_report(self.pool.state())}")
 
     def _load(self, choice: ModelChoice, plan: MemoryPlan) -> LoadedModel:
@@ -850,6 +853,7 @@ class Services:
             )
         elif model is not None or clip is not None:
             outcome = apply_loras(model, clip, located.loras, locate=self._locate, add=True)
+            self._used("loras", [lora.file for lora in outcome.applied])
             model, clip = outcome.model, outcome.clip
             lines += [f"Left out: {item.name}: {item.reason}" for item in outcome.skipped]
             lines += [notice.message for notice in outcome.notices]
@@ -910,6 +914,8 @@ class Services:
         work = work_of(plan.sampling, plan.memory.strategy if plan.memory else "AUTO")
         predicted = costs(work)
         plan, sampled, conceded = self._run(plan, request, work.configuration)
+        self._used("model", plan.model.files)
+        self._used("loras", [lora.file for lora in sampled.loras.applied])
         cost = RunCost(
             predicted_seconds=predicted.seconds,
             seconds=sampled.timings.total,
@@ -1350,6 +1356,20 @@ class Services:
         names = (lora.file.name for lora in plan.loras)
         found = (accelerator(name, variants.get(name)) for name in names)
         return tuple(one for one in found if one is not None)
+
+    def _used(self, what: str, files: Sequence[FileRef]) -> None:
+        """Note that files are in use, in place of those noted before as the same thing."""
+        paths = []
+        for file in files:
+            with suppress(ModelFileError):  # removed while it was used
+                paths.append(self.catalog.path(file))
+        with self._lock:
+            self._in_use[what] = paths
+        self.disk_cache.touch(paths)
+
+    def _files_in_use(self) -> list[Path]:
+        with self._lock:
+            return [path for paths in self._in_use.values() for path in paths]
 
     def _locate(self, file: FileRef) -> FileRef:
         return self.catalog.find(file, stop=host.check_interrupt)[0]

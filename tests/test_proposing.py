@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -129,6 +129,8 @@ def test_served_clauses_are_not_asked_about_and_few_words_go_out() -> None:
     alone = LoraPlan(family="sd15", segments=("x",))
     found = questions(analysis(prompt), alone)
     assert [len(question.words) for question in found] == [2, 6]
+    (chinese,) = questions(analysis("水墨画风格的山水" * 20), alone)
+    assert len(chinese.words) == 1 and len(chinese.words[0]) == 60
     library, remote = with_offers(EMPTY, ())
     assert library.entries == () and not remote
 
@@ -248,13 +250,10 @@ def test_a_wrong_token_is_a_notice_without_the_token(world: World, tmp_path: Pat
     assert "canary" not in repr(offers)
 
 
-def test_hubs_that_are_not_there_take_no_longer_than_allowed(world: World) -> None:
-    fetcher = world.fetcher
+def test_hubs_that_are_not_there_are_notices(world: World) -> None:
     for hub in ("civitai", "huggingface"):
-        fetcher._addresses[hub] = "http://127.0.0.1:9"  # nothing listens there
-    start = time.monotonic()
+        world.fetcher._addresses[hub] = "http://127.0.0.1:9"  # nothing listens there
     offers = world.ask(seconds=0.5)
-    assert time.monotonic() - start < 10
     assert codes(offers) == ["remote_asked", *["remote_search_failed"] * 2]
     assert not offers.found and not offers.complete
 
@@ -263,16 +262,23 @@ def test_a_silent_hub_costs_the_time_allowed_and_what_came_is_used(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.offer(1, "Pixel Art Perfect")
-    answer = type(world.huggingface).answer
+    answer, go_on = HuggingFaceServer.answer, threading.Event()
 
-    def slow(self: HuggingFaceServer, request: Request) -> Reply:
-        time.sleep(2)
+    def silent(self: HuggingFaceServer, request: Request) -> Reply:
+        go_on.wait(60)
         return answer(self, request)
 
-    monkeypatch.setattr(HuggingFaceServer, "answer", slow)
-    offers = world.ask(seconds=0.5)
+    monkeypatch.setattr(HuggingFaceServer, "answer", silent)
+
+    def clock() -> float:
+        # The time is over as soon as CivitAI has answered.
+        return 100.0 if any(hub == "civitai" for hub, *_ in proposer._answers) else 0.0
+
+    proposer = Proposer(world.fetcher, world.catalog, clock=clock)
+    offers = world.ask(proposer=proposer)
+    go_on.set()
     assert names(offers) == ["Pixel Art Perfect v1.0"]
-    assert "Hugging Face had not answered everything within 0.5 s" in offers.notices[1].message
+    assert "Hugging Face had not answered everything within 20 s" in offers.notices[1].message
 
 
 def test_texts_that_are_none_do_no_harm(world: World) -> None:
@@ -299,10 +305,8 @@ def test_an_interrupt_ends_it_at_once(world: World) -> None:
         if len(asked) > 5:
             raise StoppedError
 
-    start = time.monotonic()
     with pytest.raises(StoppedError):
         world.ask(stop=stop)
-    assert time.monotonic() - start < 10
 
 
 # --------------------------------------------------------------------------- into a plan

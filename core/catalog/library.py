@@ -20,7 +20,7 @@ from .digest import unpack, unpack_model
 from .entries import LoraEntry, LoraLibrary, ModelLibrary
 from .hashing import NO_AUTOV3, Hashes, Progress, Stop, Throttle, hash_file
 from .merging import Edit
-from .reading import LORAS, batches, collector_paused, file_ref, heap_set_aside
+from .reading import LORAS, batches, collector_paused, file_ref, no_full_collections
 from .scan import Found, Listing, absolute, list_files, stem
 from .sidecars import SidecarFacts, unpack_facts
 
@@ -168,7 +168,7 @@ class Catalog:
         for folder in folders:
             listing = self._list(folder)
             work = compare(self._store, folder, listing, texts=False)
-            with heap_set_aside():
+            with no_full_collections():
                 found = self._scan(folder, listing, work, on_progress, stop)
             report = report.plus(found)
             if stop is not None and stop():

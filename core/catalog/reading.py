@@ -80,18 +80,21 @@ def collector_paused() -> Iterator[None]:
 
 
 @contextmanager
-def heap_set_aside() -> Iterator[None]:
-    """What is in memory now is left out of the searches for garbage: a full search through all
-    of it holds up every other thread for a tenth of a second or more. New garbage is found as
-    ever, unlike with `collector_paused`, so this may take minutes."""
-    if gc.get_freeze_count():  # somebody else's, who wants it to stay so
-        yield
-        return
-    gc.freeze()
+def no_full_collections() -> Iterator[None]:
+    """No search for garbage through all of memory, which holds up every other thread for a tenth
+    of a second or more; unless somebody asks for one. New garbage is found as ever, unlike with
+    `collector_paused`, so this may take minutes."""
+    before = gc.get_threshold()
+    without = (*before[:2], _NEVER)
+    gc.set_threshold(*without)
     try:
         yield
     finally:
-        gc.unfreeze()
+        if gc.get_threshold() == without:  # else somebody set it meanwhile
+            gc.set_threshold(*before)
+
+
+_NEVER = 1_000_000_000  # collections of the middle generation before a full one
 
 
 def batches(items: Iterator, size: int) -> Iterator[list]:

@@ -20,6 +20,7 @@ MAX_QUESTIONS = 6
 """Clauses that hubs are asked about, at most, in the order of the prompt."""
 MAX_WORDS = 6
 """Words of one clause that are sent out, at most."""
+_MAX_CHARACTERS = 60  # of them: what is written without blanks is one word here
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _SAYS_NOTHING = ("quality", "technical")
@@ -80,7 +81,7 @@ def questions(analysis: PromptAnalysis, plan: LoraPlan) -> tuple[Question, ...]:
         )
         if clause.text in served or clause.weight <= 0 or not telling or general:
             continue
-        asked = tuple(telling[:MAX_WORDS])
+        asked = tuple(" ".join(telling[:MAX_WORDS])[:_MAX_CHARACTERS].split())
         found.setdefault(asked, Question(clause.text, asked))
     return tuple(found.values())
 

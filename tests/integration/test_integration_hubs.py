@@ -425,7 +425,12 @@ def test_what_waits_for_approval_is_neither_fetched_nor_sampled(hubs: Hubs, auto
 def test_what_was_fetched_is_a_lora_like_any_other_and_costs_no_request(
     hubs: Hubs, auto_graph
 ) -> None:
+    def last_use() -> str:
+        files = call(hubs, "GET", "/downloads").json()["files"]
+        return next((f["last_used_at"] for f in files if "mosaic_tiles" in f["path"]), "")
+
     graph = proposing(auto_graph, allow_download=True)
+    before = last_use()
     hubs.client.run(graph)
     fetched = len(hubs.storage.requests)
     made = record(hubs, hubs.client.run(graph))
@@ -433,6 +438,7 @@ def test_what_was_fetched_is_a_lora_like_any_other_and_costs_no_request(
     assert len(hubs.storage.requests) == fetched
     (lora,) = made["plan"]["loras"]["loras"]
     assert lora["file"]["name"] == "mosaic_tiles.safetensors" and not lora["pending"]
+    assert last_use() > before, "used without being fetched"
     replay = hubs.client.get(f"/intelligent_generation/generations/{made['id']}/prompt").json()
     again = record(
         hubs, hubs.client.run({**replay["prompt"], "sampler": replay["prompt"].pop("2")})
@@ -517,11 +523,16 @@ def test_a_clean_up_is_shown_first_and_touches_only_downloads(hubs: Hubs) -> Non
 
     plan = call(hubs, "POST", "/downloads/cleanup", {"cap_gb": 0}).json()
     assert path in [action["file"]["path"] for action in plan["actions"]]
-    assert plan["bytes_after"] == 0 and Path(path).is_file(), "a dry run touches nothing"
+    taken = {action["file"]["path"] for action in plan["actions"]}
+    used = [file for file in listed["files"] if file["path"] not in taken]
+    assert used and all("ink" not in file["path"] for file in used), "what is in use stays"
+    assert plan["bytes_after"] == sum(file["size"] for file in used)
+    assert Path(path).is_file(), "a dry run touches nothing"
     old = call(hubs, "POST", f"/downloads/cleanup/{pinned['id']}", {})
     assert old.status_code == 400 and "not the last dry run" in old.json()["error"]
     report = call(hubs, "POST", f"/downloads/cleanup/{plan['id']}", {}).json()
-    assert report["freed_bytes"] == plan["bytes_now"] and not Path(path).exists()
+    assert report["freed_bytes"] == plan["bytes_now"] - plan["bytes_after"]
+    assert not Path(path).exists()
     assert own.is_file(), "a file that the pack did not download stays"
     assert call(hubs, "POST", f"/downloads/cleanup/{plan['id']}", {}).status_code == 400
 
