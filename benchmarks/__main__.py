@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
+from ..scripts.launch_comfyui import TorchvisionOperators
 from . import __path__ as _folders
 
 
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
         asked = f"There is no benchmark {arguments[0]!r}. " if arguments else ""
         print(f"{asked}Benchmarks: {', '.join(names())}", file=sys.stderr)
         return 2
+    sys.meta_path.insert(0, TorchvisionOperators())  # sentence-transformers imports torchvision
     module = importlib.import_module(f"{__package__}.{arguments[0]}")
     print(json.dumps(module.main(arguments[1:])), flush=True)
     return 0

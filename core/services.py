@@ -37,6 +37,7 @@ from .catalog import (
     lora_fit,
 )
 from .catalog import Limits as CacheLimits
+from .embedding import Encoder, Opened, model_folder, open_encoder
 from .errors import (
     HubError,
     IntelligentGenerationError,
@@ -231,6 +232,8 @@ class Services:
         self._scan: BackgroundScan | None = None
         self._cleanup: tuple[str, CleanupPlan] | None = None
         self._model_failures: Counter[str] = Counter()
+        self._encoder: Opened | None = None
+        self._encoder_lock = threading.Lock()
         self._first_seen: dict[str, tuple[ModelChoice, str]] = {}
         self._pool: ModelPool | None = None
         self._stock_keys: dict[str, ModelKey] = {}
@@ -574,15 +577,33 @@ class Services:
 
     # ------------------------------------------------------------------ prompts
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """Turns texts into vectors of their meaning; None where its model is not on this machine.
+        Loaded at first use, which takes seconds."""
+        with self._encoder_lock:  # a lock of its own, as it is held for seconds
+            if self._encoder is None:
+                self._encoder = open_encoder(model_folder())
+                if self._encoder.problem:
+                    log.info("Prompts are read by words alone. %s", self._encoder.problem)
+            return self._encoder.encoder
+
     def analyze(
-        self, prompt: str, negative_prompt: str, syntax: Any, ollama: OllamaSettings
+        self,
+        prompt: str,
+        negative_prompt: str,
+        syntax: Any,
+        ollama: OllamaSettings | None = None,
     ) -> PromptAnalysis:
-        """What a prompt says, by a language model in Ollama, else by the built-in analyzer.
+        """What a prompt says, by a language model in Ollama where one is named, else by the
+        built-in analyzer.
 
         Raises:
             PromptError: see `prompting.analyze`.
             SettingError: no model is named.
         """
+        if ollama is None:
+            return analyze(prompt, negative_prompt, syntax=syntax, encoder=self.encoder)
         if not ollama.model:
             raise SettingError(
                 "analyzer is Ollama, but ollama_model is empty. Write the name of an installed "
@@ -595,6 +616,7 @@ class Services:
             ollama=ollama,
             cache=StoredAnswers(self.database),
             check=host.check_interrupt,
+            encoder=self.encoder,
         )
         if analysis.analyzer != "ollama":
             with self._lock:

@@ -124,15 +124,13 @@ class PromptAnalyzer(io.ComfyNode):
         keep_alive: int = 0,
         time_limit: float = 60.0,
     ) -> io.NodeOutput:
-        from ..core.prompting import OllamaSettings, analyze, summarize
+        from ..core.prompting import OllamaSettings, summarize
+        from ..core.services import services
 
+        settings = None
         if analyzer == OLLAMA:
-            from ..core.services import services
-
             settings = OllamaSettings(ollama_model.strip(), keep_alive, time_limit)
-            analysis = services().analyze(prompt, negative_prompt, syntax, settings)
-        else:
-            analysis = analyze(prompt, negative_prompt, syntax=syntax)  # type: ignore[arg-type]
+        analysis = services().analyze(prompt, negative_prompt, syntax, settings)
         return io.NodeOutput(
             analysis,
             ", ".join(analysis.segments),

@@ -138,7 +138,9 @@ def content_of(
     """
     import numpy as np
 
-    found = {label: 1.0 - math.exp(-value) for label, value in evidence.items()}
+    found: dict[ContentIntent, float] = {
+        label: 1.0 - math.exp(-value) for label, value in evidence.items()
+    }
     first, second = sorted(found, key=lambda label: -found[label])[:2]
     if found[first] >= SURE:
         return first, found[first] - found[second]
