@@ -90,13 +90,13 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
         raise SystemExit(f"Without the embedding model nothing can be fitted. {problem}")
     result: dict[str, Any] = {}
     if encoder is not None and (options.fit or options.folds):
-        features_of, labels = _examples(rows, encoder)
+        examples, labels = _examples(rows, encoder)
         if options.folds:
-            result["cross_validated"] = _cross_validated(rows, features_of, labels)
-    if encoder is not None and options.fit:
-        half = np.array([_to_fit(row) for row in rows if row["category"] in CONTENT])
-        data_hash = hashlib.sha256(options.prompts.read_bytes()).hexdigest()
-        _write(features_of[half], labels[half], encoder, data_hash)
+            result["cross_validated"] = _cross_validated(rows, examples, labels)
+        if options.fit:
+            half = np.array([_to_fit(row) for row in rows if row["category"] in CONTENT])
+            data_hash = hashlib.sha256(options.prompts.read_bytes()).hexdigest()
+            _write(examples[half], labels[half], encoder, data_hash)
     shown = [row for row in rows if options.part == "all" or not _to_fit(row)]
     readers = {"lexicon": None} | ({"meaning": encoder} if encoder is not None else {})
     for name, reader in readers.items():
@@ -229,7 +229,9 @@ def _write(examples: np.ndarray, labels: np.ndarray, encoder: Encoder, data_hash
     terms, categories = _terms()
     vectors = encoder.encode(terms) * SCALE
     phrases = _model(PHRASE_STRENGTH)
-    guessed = cross_val_predict(phrases, vectors, categories, cv=FOLDS, method="predict_proba")
+    guessed = np.asarray(
+        cross_val_predict(phrases, vectors, categories, cv=FOLDS, method="predict_proba")
+    )
     phrases.fit(vectors, categories)
     best = guessed.argmax(1)
     named = phrases.classes_[best]
