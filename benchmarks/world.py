@@ -145,8 +145,15 @@ class _Auto(NamedTuple):
 class _Studio:
     """Makes images in one ComfyUI and judges them."""
 
-    def __init__(self, client: Client, network: judge.Judge, checkpoint: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        network: judge.Judge,
+        checkpoint: str,
+        weight_dtype: str | None = None,
+    ) -> None:
         self._client, self._network, self._checkpoint = client, network, checkpoint
+        self._weight_dtype = weight_dtype
         self._info = client.object_info()
 
     def auto(self, task: Task) -> _Auto:
@@ -180,7 +187,10 @@ class _Studio:
         pairs = list(zip(tasks, choices, strict=True))
         for start in range(0, len(pairs), BATCH):
             part = pairs[start : start + BATCH]
-            run = self._client.run(_stock_graph(self._checkpoint, part))
+            graph = _stock_graph(self._checkpoint, part)
+            if self._weight_dtype is not None:
+                graph |= _loader(self._checkpoint, self._weight_dtype)
+            run = self._client.run(graph)
             images = [
                 self._image(run.outputs[f"save-{number}"]["images"][0])
                 for number in range(len(part))
@@ -194,6 +204,50 @@ class _Studio:
 
     def _image(self, image: dict[str, str]) -> Image.Image:
         return Image.open(io.BytesIO(self._client.view(image))).convert("RGB")
+
+
+def _loader(checkpoint: str, weight_dtype: str) -> Prompt:
+    """HubModelLoader in the place of the stock loader, with weights in a data type."""
+    return {
+        "memory": _node("MemoryStrategy", strategy="AUTO", weight_dtype=weight_dtype),
+        "loader": _node(
+            "HubModelLoader",
+            source="local",
+            model=f"checkpoints/{checkpoint}",
+            vae="automatic",
+            variant="automatic",
+            memory_plan=["memory", 0],
+        ),
+    }
+
+
+def compare_weight_dtypes(dtypes: Sequence[str], base: str, prompts: int) -> dict[str, Any]:
+    """Rewards with weights in each of `dtypes` less those in `base`, same prompts and seeds.
+
+    Plain pictures, the family's own sampling settings, no LoRA: nothing but the data type differs.
+    """
+    random = RandomState(1)
+    network = judge.load(files.JUDGE)
+    tasks = list(islice(_plain_tasks(random), prompts))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+        folder = prepare_base(Path(directory))
+        checkpoint = link_model(files.checkpoint(), folder.models("checkpoints"))
+        with ComfyUI(folder, cpu=True) as host:
+            settings = _Studio(host.client(), network, checkpoint).auto(tasks[0]).choice
+
+            def rewards(dtype: str) -> list[float]:
+                studio = _Studio(host.client(), network, checkpoint, dtype)
+                found = studio.rewards(tasks, [settings] * len(tasks))
+                LOG.info("%s: %s", dtype, statistics.mean(found))
+                return found
+
+            exact = rewards(base)
+            return {
+                "reward": {base: round(statistics.mean(exact), 3)},
+                "difference": {dtype: _difference(rewards(dtype), exact) for dtype in dtypes},
+                "settings": {**settings.settings, "shift": settings.shift},
+                "prompts": prompts,
+            }
 
 
 def _stock_graph(checkpoint: str, pairs: Sequence[tuple[Task, Choice]]) -> Prompt:

@@ -43,10 +43,6 @@ class ShortOfMemoryError(IntelligentGenerationError):
     """A run or a load that is out of memory with everything given up that can be."""
 
 
-class NotAvailableYetError(IntelligentGenerationError):
-    """A choice that this version of the pack does not offer yet."""
-
-
 class UnknownGenerationError(IntelligentGenerationError):
     """A generation id that the database does not have."""
 

@@ -27,9 +27,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import comfy.ldm.modules.attention as attention
 import comfy.lora
 import comfy.model_management as model_management
 import comfy.ops
+import comfy.patcher_extension
 import comfy.quant_ops
 import comfy.samplers
 import comfy.sd
@@ -164,6 +166,17 @@ class Int8File(NamedTuple):
     """Called with each weight that is in the model and no longer needed from the file."""
 
 
+class MappedFile(NamedTuple):
+    """A file whose weights are used from where it is mapped, without being read into RAM."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: Mapping[str, str]
+    dtypes: Mapping[str, str]
+    """Data type of diffusion_model and text_encoder, as torch names it."""
+    release: Callable[[torch.Tensor], None]
+    """Called with each weight when its model leaves the device, to give the memory back."""
+
+
 def weight_dtypes() -> tuple[str, ...]:
     """Data types that models can be loaded in here: names of torch's, and int8."""
     half = ["float16", "bfloat16"]
@@ -173,13 +186,18 @@ def weight_dtypes() -> tuple[str, ...]:
 
 
 def load_checkpoint(
-    path: Path, *, dtype: str | None = None, int8: Int8File | None = None
+    path: Path,
+    *,
+    dtype: str | None = None,
+    int8: Int8File | None = None,
+    mapped: MappedFile | None = None,
 ) -> LoadedModel:
     """Load a checkpoint as CheckpointLoaderSimple does.
 
     Args:
         dtype: of `weight_dtypes`, for the diffusion model; None as ComfyUI chooses.
         int8: the same file; then diffusion model and text encoders are loaded at int8.
+        mapped: the same file; then their weights stay in it.
 
     Raises:
         ModelFileError: ComfyUI does not recognise the model in it.
@@ -191,7 +209,17 @@ def load_checkpoint(
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
     }
     try:
-        if int8 is None:
+        if mapped is not None:
+            load = comfy.sd.load_state_dict_guess_config
+            out = load(
+                dict(mapped.tensors),
+                model_options=_mapped_options(mapped, "diffusion_model"),
+                te_model_options=_mapped_options(mapped, "text_encoder"),
+                metadata=dict(mapped.metadata),
+                **_not_dynamic(load),
+                **common,
+            )
+        elif int8 is None:
             load = comfy.sd.load_checkpoint_guess_config
             out = load(str(path), model_options=options, **common)
         else:
@@ -213,15 +241,20 @@ def load_checkpoint(
             f"{path.name} holds no diffusion model. Choose a checkpoint, or use this file as a "
             "text encoder or VAE."
         )
-    if int8 is not None:
-        _own(model)
-        if clip is not None:
-            _own(clip.patcher)
+    for patcher in (model, None if clip is None else clip.patcher):
+        if patcher is not None and int8 is not None:
+            _own(patcher)
+        elif patcher is not None and mapped is not None:
+            _map(patcher)
     return LoadedModel(model, clip, vae if _vae_is_usable(vae) else None)
 
 
 def load_diffusion_model(
-    path: Path, *, dtype: str | None = None, int8: Int8File | None = None
+    path: Path,
+    *,
+    dtype: str | None = None,
+    int8: Int8File | None = None,
+    mapped: MappedFile | None = None,
 ) -> Any:
     """Load a diffusion model alone, as UNETLoader does; arguments as `load_checkpoint`'s.
 
@@ -230,15 +263,19 @@ def load_diffusion_model(
     """
     options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
-        if int8 is None:
+        load = comfy.sd.load_diffusion_model_state_dict
+        takes_metadata = "metadata" in inspect.signature(load).parameters
+        if mapped is not None:
+            model = load(
+                dict(mapped.tensors),
+                model_options=_mapped_options(mapped, "diffusion_model"),
+                **({"metadata": dict(mapped.metadata)} if takes_metadata else {}),
+                **_not_dynamic(load),
+            )
+        elif int8 is None:
             model = comfy.sd.load_diffusion_model(str(path), model_options=options)
         else:
-            load = comfy.sd.load_diffusion_model_state_dict
-            metadata = (
-                {"metadata": dict(int8.metadata)}
-                if "metadata" in inspect.signature(load).parameters
-                else {}
-            )
+            metadata = {"metadata": dict(int8.metadata)} if takes_metadata else {}
             with _int8_operations(int8) as (operations, _):
                 model = load(
                     dict(int8.tensors),
@@ -251,17 +288,24 @@ def load_diffusion_model(
         raise _not_loaded("diffusion model", path, error) from error
     if model is None:
         raise ModelFileError(f"ComfyUI does not recognise the diffusion model in {path.name}.")
+    if mapped is not None:
+        return _map(model)
     return model if int8 is None else _own(model)
 
 
 def load_text_encoders(
-    paths: Sequence[Path], clip_type: str, *, int8: Sequence[Int8File] = ()
+    paths: Sequence[Path],
+    clip_type: str,
+    *,
+    int8: Sequence[Int8File] = (),
+    mapped: Sequence[MappedFile] = (),
 ) -> Any:
     """Load one to three text encoders, as ComfyUI's CLIP loaders do.
 
     Args:
         clip_type: name of a `comfy.sd.CLIPType` member, any case, e.g. `sd3`, `flux`.
         int8: the same files, where they are to be loaded at int8.
+        mapped: the same files, where their weights are to stay in them.
 
     Raises:
         ModelFileError: a file is not a text encoder ComfyUI knows.
@@ -273,7 +317,8 @@ def load_text_encoders(
             f"This ComfyUI does not know text encoders of type {clip_type!r}. Update ComfyUI."
         )
     for number, path in enumerate(paths):
-        keys = int8[number].tensors if int8 else comfy.utils.load_torch_file(str(path))
+        lazy = [*int8, *mapped]
+        keys = lazy[number].tensors if lazy else comfy.utils.load_torch_file(str(path))
         # ComfyUI takes any file and fills what is missing with nothing. OpenCLIP's names it turns
         # into its own only later.
         foreign = not any("embed" in key or "resblocks" in key for key in keys)
@@ -286,9 +331,18 @@ def load_text_encoders(
         "clip_type": kind,
     }
     try:
+        load = comfy.sd.load_text_encoder_state_dicts
+        if mapped:
+            clip = load(
+                [dict(file.tensors) for file in mapped],
+                model_options=_mapped_options(mapped[0], "text_encoder"),
+                **_not_dynamic(load),
+                **common,
+            )
+            _map(clip.patcher)
+            return clip
         if not int8:
             return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], **common)
-        load = comfy.sd.load_text_encoder_state_dicts
         with _int8_operations(*int8) as (_, operations):
             clip = load(
                 [dict(file.tensors) for file in int8],
@@ -803,6 +857,109 @@ def _int8_layer(model: torch.nn.Module, key: str) -> _Int8Layer | None:
     return layer if isinstance(layer, _Int8Layer) and layer.quantized else None
 
 
+# --------------------------------------------------------------------------- weights in their file
+
+
+class _MappedLayer:
+    """Mixed into ComfyUI's layers: parameters that the file has as they are needed stay in it."""
+
+    mapped: dict[str, torch.Tensor]
+    release: Callable[[torch.Tensor], None]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool,
+        missing: list[str], *arguments: Any,
+    ) -> None:  # fmt: skip
+        module: Any = self
+        self.mapped = {}
+        for name, parameter in module._parameters.items():
+            stored = state_dict.get(f"{prefix}{name}")
+            if parameter is None or stored is None:
+                continue
+            if (stored.shape, stored.dtype) == (parameter.shape, parameter.dtype):
+                self.mapped[name] = stored
+        keys = {f"{prefix}{name}" for name in self.mapped}
+        rest = {key: value for key, value in state_dict.items() if key not in keys}
+        super()._load_from_state_dict(rest, prefix, metadata, strict, missing, *arguments)  # type: ignore[misc]
+        missing[:] = [key for key in missing if key not in keys]
+        self.use_file()
+
+    def use_file(self) -> None:
+        """Let the parameters be those in the file again."""
+        for name, stored in self.mapped.items():
+            module: Any = self
+            module._parameters[name] = torch.nn.Parameter(stored, requires_grad=False)
+
+
+_MAPPED_KINDS = ("Linear", "Conv1d", "Conv2d", "Conv3d", "Embedding")
+"""Layers that hold nearly all the bytes of a model."""
+
+
+def _mapped_options(file: MappedFile, part: str) -> dict[str, Any]:
+    base: Any = comfy.ops.manual_cast
+    layers = {
+        name: type(
+            name, (_MappedLayer, getattr(base, name)), {"release": staticmethod(file.release)}
+        )
+        for name in _MAPPED_KINDS
+    }
+    operations = type("MappedOperations", (base,), layers)
+    options: dict[str, Any] = {"custom_operations": operations}
+    if part in file.dtypes:
+        options["dtype"] = getattr(torch, file.dtypes[part])
+    return options
+
+
+class _MappedPatcher:
+    """Mixed into a patcher's class: what leaves the device is in the file, and needs no RAM."""
+
+    model: torch.nn.Module
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        if unpatch_weights:
+            self._use_file()
+        super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
+
+    def partially_unload(self, *arguments: Any, **options: Any) -> Any:
+        freed = super().partially_unload(*arguments, **options)  # type: ignore[misc]
+        self._use_file(lambda layer: not getattr(layer, "comfy_patched_weights", False))
+        return freed
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        out = super().detach(unpatch_all)  # type: ignore[misc]
+        if unpatch_all:
+            for layer in self._layers():
+                for stored in layer.mapped.values():
+                    layer.release(stored)
+        return out
+
+    def pin_weight_to_device(self, key: str) -> None:
+        """Nothing: pinned memory is RAM."""
+
+    def _layers(self) -> Iterator[_MappedLayer]:
+        return (layer for layer in self.model.modules() if isinstance(layer, _MappedLayer))
+
+    def _use_file(self, which: Callable[[Any], bool] = lambda _: True) -> None:
+        for layer in self._layers():
+            if which(layer):
+                layer.use_file()
+
+
+def is_mapped(patcher: Any) -> bool:
+    """Whether weights stay in their file: loaded so, or streamed from it by ComfyUI itself."""
+    return isinstance(patcher, _MappedPatcher) or bool(getattr(patcher, "is_dynamic", bool)())
+
+
+def _map(patcher: Any) -> Any:
+    patcher.__class__ = _mapped_class(type(patcher))
+    return patcher
+
+
+@functools.cache
+def _mapped_class(base: type) -> type:
+    return type(f"Mapped{base.__name__}", (_MappedPatcher, base), {})
+
+
 def _own(patcher: Any) -> Any:
     """The same patcher, of a class that knows int8 layers; its clones keep that class."""
     patcher.__class__ = _own_class(type(patcher))
@@ -878,10 +1035,17 @@ def other_changes(patcher: Any) -> int:
         len(patcher.object_patches)
         + leaves(patcher.model_options)
         + sum(
-            leaves(getattr(patcher, name, {}))
+            leaves(_of_others(getattr(patcher, name, {})))
             for name in ("wrappers", "callbacks", "injections", "hook_patches")
         )
     )
+
+
+def _of_others(tree: Any) -> Any:
+    # Wrappers and callbacks of this pack are how a memory rule is kept; they change no image.
+    if not isinstance(tree, dict):
+        return tree
+    return {key: _of_others(value) for key, value in tree.items() if key != USER_DIRECTORY}
 
 
 def _length(value: Any) -> int:
@@ -936,6 +1100,271 @@ def attach(model: Any, key: str, value: Any) -> None:
 def attached(model: Any, key: str) -> Any:
     """What `attach` attached to MODEL or to the model it was cloned from; None without."""
     return model.get_attachment(f"{USER_DIRECTORY}.{key}")
+
+
+# --------------------------------------------------------------------------- memory rules
+
+
+class MemoryRule(NamedTuple):
+    """How a part of a model uses the device. Clones carry it along."""
+
+    whole: bool = False
+    """Loaded whole, however much room ComfyUI sees."""
+    alone: bool = False
+    """Whatever else is on the device leaves it before this part comes."""
+    on_processor: bool = False
+    """Loaded and run on the processor."""
+    streamed: bool = False
+    """No weight is kept on the device: each is brought there when its layer runs."""
+    cap: int | None = None
+    """Bytes on the device that the parts with this rule take at most, computing included."""
+
+
+_RULE = "memory_rule"
+_WORKING = "memory_working"
+_TEXT_WORKING = 256 * 1024**2
+"""What a text encoder computes in: T5-XXL's attention scores of 512 tokens and its widest layer
+take under 100 MB in fp16 (64 heads, 512 x 512; 512 x 10240)."""
+_TILES = (64, 48, 32, 24, 16)
+"""Sides of a tile in latent cells: VAEDecodeTiled's default of 512 pixels, and smaller."""
+
+
+def model_with_rule(model: Any, rule: MemoryRule | None) -> Any:
+    """A clone of MODEL that keeps to the rule; None takes a rule off."""
+    clone = _ruled(model, rule)
+    kind = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+    clone.remove_wrappers_with_key(kind, USER_DIRECTORY)
+    if rule is not None:
+        clone.add_wrapper_with_key(kind, USER_DIRECTORY, _prepare_sampling)
+    return clone
+
+
+def clip_with_rule(clip: Any, rule: MemoryRule | None) -> Any:
+    """A clone of CLIP that keeps to the rule."""
+    clone = clip.clone()
+    clone.patcher = _ruled(clone.patcher, rule)
+    return clone
+
+
+def vae_with_rule(vae: Any, rule: MemoryRule | None) -> Any:
+    """A copy of VAE that keeps to the rule: what does not fit under its cap is done in tiles."""
+    clone = copy.copy(vae)
+    clone.patcher = _ruled(vae.patcher, rule)
+    clone.device = clone.patcher.load_device
+    if rule is not None and not isinstance(clone, _RuledVAE):
+        clone.__class__ = _ruled_vae_class(type(clone))
+    return clone
+
+
+def rule_of(patcher: Any) -> MemoryRule | None:
+    """The rule of a MODEL, or of CLIP's or VAE's patcher."""
+    return attached(patcher, _RULE)
+
+
+def _ruled(patcher: Any, rule: MemoryRule | None) -> Any:
+    place = attached(patcher, _PLACE) or (patcher.load_device, patcher.offload_device)
+    if rule is not None and rule.on_processor and getattr(patcher, "is_dynamic", bool)():
+        clone = patcher.clone(disable_dynamic=True)
+    else:
+        clone = patcher.clone()
+    attach(clone, _RULE, rule)
+    attach(clone, _PLACE, place)
+    processor = torch.device("cpu")
+    on_processor = rule is not None and rule.on_processor
+    clone.load_device, clone.offload_device = (processor, processor) if on_processor else place
+    load = comfy.patcher_extension.CallbacksMP.ON_LOAD
+    clone.remove_callbacks_with_key(load, USER_DIRECTORY)
+    if rule is not None:
+        # A pack may give clones a class of its own, which then lacks what ours adds.
+        clone.add_callback_with_key(load, USER_DIRECTORY, _keep_to_cap)
+        if not isinstance(clone, _RuledPatcher):
+            clone.__class__ = _ruled_class(type(clone))
+    return clone
+
+
+_PLACE = "memory_place"
+"""Attachment: load and offload device before a rule changed them."""
+
+
+class _RuledPatcher:
+    """Mixed into a patcher's class: it loads as much as its rule allows."""
+
+    def partially_load(
+        self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        load: Any = super()
+        patcher: Any = self
+        rule = rule_of(self)
+        if rule is None:
+            return load.partially_load(device_to, extra_memory, force_patch_weights)
+        if patcher.is_clip:  # for the others room was made before ComfyUI was asked to load them
+            _make_room(patcher, rule, _TEXT_WORKING)
+        if patcher.loaded_size() and patcher.current_loaded_device() != device_to:
+            patcher.detach()  # a clone of it ran on the other device
+        if not getattr(patcher, "is_dynamic", bool)():
+            limit = _weight_limit(patcher, rule)
+            if limit is not None:
+                extra_memory = min(extra_memory, limit - patcher.loaded_size())
+            elif rule.whole:
+                extra_memory = _UNLIMITED
+        return load.partially_load(device_to, extra_memory, force_patch_weights)
+
+    def detach(self, unpatch_all: bool = True) -> Any:
+        # A clone that takes its place may run on another device.
+        rule = rule_of(self)
+        away = rule is not None and rule.on_processor
+        return super().detach(unpatch_all or away)  # type: ignore[misc]
+
+
+_UNLIMITED = 1e32  # what ComfyUI itself passes to load all
+
+
+@functools.cache
+def _ruled_class(base: type) -> type:
+    return type(f"Ruled{base.__name__}", (_RuledPatcher, base), {})
+
+
+def _weight_limit(patcher: Any, rule: MemoryRule) -> int | None:
+    """Bytes of weights that may be on the device, buffers of streamed ones included."""
+    if rule.streamed:
+        return 0
+    if rule.cap is None:
+        return None
+    working = attached(patcher, _WORKING)
+    working = _TEXT_WORKING if working is None else working
+    return max(0, rule.cap - working - _dequantizing(patcher.model))
+
+
+def _dequantizing(module: torch.nn.Module) -> int:
+    """Bytes that the largest int8 layer takes while its weight is made whole: float32 and half."""
+    sizes = (
+        layer.weight.numel()
+        for layer in module.modules()
+        if isinstance(layer, _Int8Layer) and layer.quantized
+    )
+    return 6 * max(sizes, default=0)
+
+
+def _keep_to_cap(patcher: Any, *_: Any) -> None:
+    """Called after a patcher has loaded."""
+    rule = rule_of(patcher)
+    limit = None if rule is None else _weight_limit(patcher, rule)
+    if limit is None:
+        return
+    if getattr(patcher, "is_dynamic", bool)():
+        bar = patcher._vbar_get()
+        if bar is None:
+            return
+        if hasattr(bar, "set_watermark"):
+            bar.set_watermark(limit)
+        else:  # before aimdo 0.4.10: freeing all leaves the floor as the highest page in use
+            bar.set_watermark_limit(limit)
+            bar.free_memory(1 << 60)
+    elif not isinstance(patcher, _RuledPatcher) and patcher.loaded_size() > limit:
+        patcher.partially_unload(patcher.offload_device, patcher.loaded_size() - limit)
+
+
+def _make_room(patcher: Any, rule: MemoryRule, working: int) -> None:
+    """Put other models off the device, where the rule wants the device alone or its cap asks."""
+    attach(patcher, _WORKING, working)
+    device = patcher.load_device
+    others = [
+        (one, one.model)
+        for one in list(model_management.current_loaded_models)
+        if one.model is not None and one.device == device and not one.model.is_clone(patcher)
+    ]
+    if not rule.alone:
+        if rule.cap is None:
+            return
+        others = [(one, model) for one, model in others if _same_cap(rule, rule_of(model))]
+        held = sum(model.loaded_size() for _, model in others)
+        if held + patcher.model_size() + working <= rule.cap:
+            return
+    if others:
+        leaving = {id(one) for one, _ in others}
+        keep = [one for one in model_management.current_loaded_models if id(one) not in leaving]
+        model_management.free_memory(1e30, device, keep_loaded=keep)
+
+
+def _same_cap(rule: MemoryRule, other: MemoryRule | None) -> bool:
+    return other is not None and other.cap == rule.cap
+
+
+def _prepare_sampling(
+    executor: Any, model: Any, noise_shape: Any, *arguments: Any, **options: Any
+) -> Any:
+    """Wrapped around the loading of a MODEL for sampling: its rule, for this very size."""
+    rule = rule_of(model)
+    if rule is not None:
+        # Positive and negative text are computed together, as ComfyUI's own estimate has it.
+        shape = [noise_shape[0] * 2, *noise_shape[1:]]
+        working = int(model.model.memory_required(shape))
+        if rule.cap is not None and working > rule.cap:
+            raise SettingError(
+                f"max_vram_gb is too low: computing this size and batch takes "
+                f"{working / 1024**3:.2f} GB without any weights, and the limit is "
+                f"{rule.cap / 1024**3:.2f}. Make the image or the batch smaller, or raise "
+                "max_vram_gb in MemoryStrategy."
+            )
+        _make_room(model, rule, working)
+    return executor(model, noise_shape, *arguments, **options)
+
+
+class _RuledVAE:
+    """Mixed into VAE: it makes room, and works in tiles, and image by image, under a cap."""
+
+    patcher: Any
+
+    def decode(self, samples_in: Any, *arguments: Any, **options: Any) -> Any:
+        vae: Any = super()
+        used = self.memory_used_decode  # type: ignore[attr-defined]
+        working, tile = self._plan(used, samples_in.shape, 1)
+        if working is None:
+            return vae.decode(samples_in, *arguments, **options)
+        if tile is not None:
+            return vae.decode_tiled(samples_in, tile_x=tile, tile_y=tile, overlap=tile // 4)
+        if len(samples_in) > 1:
+            return torch.cat([vae.decode(one[None], *arguments, **options) for one in samples_in])
+        return vae.decode(samples_in, *arguments, **options)
+
+    def encode(self, pixel_samples: Any) -> Any:
+        vae: Any = super()
+        used = self.memory_used_encode  # type: ignore[attr-defined]
+        shape = pixel_samples.movedim(-1, 1).shape
+        cells = vae.spacial_compression_encode()
+        working, tile = self._plan(used, shape, cells)
+        if working is None:
+            return vae.encode(pixel_samples)
+        if tile is not None:
+            side = tile * cells
+            return vae.encode_tiled(pixel_samples, tile_x=side, tile_y=side, overlap=side // 4)
+        if len(pixel_samples) > 1:
+            return torch.cat([vae.encode(one[None]) for one in pixel_samples])
+        return vae.encode(pixel_samples)
+
+    def _plan(self, used: Any, shape: Any, cells: int) -> tuple[int | None, int | None]:
+        """Bytes to compute in, None without a rule, and the side of a tile, None for the whole."""
+        rule = rule_of(self.patcher)
+        if rule is None:
+            return None, None
+        dtype = self.vae_dtype  # type: ignore[attr-defined]
+        whole = int(used(shape, dtype))
+        room = None if rule.cap is None else rule.cap - self.patcher.model_size()
+        tile = None
+        if room is not None and whole > room and not rule.on_processor:
+            sizes = {
+                side: int(used((*shape[:-2], side * cells, side * cells), dtype)) for side in _TILES
+            }
+            tile = next((side for side, size in sizes.items() if size <= room), _TILES[-1])
+            whole = sizes[tile]
+            log.info("Intelligent Generation: VAE in tiles of %s to stay under the limit", tile)
+        _make_room(self.patcher, rule, whole)
+        return whole, tile
+
+
+@functools.cache
+def _ruled_vae_class(base: type) -> type:
+    return type(f"Ruled{base.__name__}", (_RuledVAE, base), {})
 
 
 # --------------------------------------------------------------------------- LoRA
@@ -1239,12 +1668,7 @@ class HostMachine:
 
     @property
     def device_kind(self) -> str:
-        device = model_management.get_torch_device()
-        if device.type == "cuda":
-            return "rocm" if getattr(torch.version, "hip", None) else "cuda"
-        if device.type == "privateuseone":
-            return "directml"
-        return device.type if device.type in ("mps", "xpu", "cpu") else "other"
+        return _kind(model_management.get_torch_device())
 
     def total_vram(self) -> int:
         """Bytes of device memory; on a CPU, of RAM."""
@@ -1258,7 +1682,30 @@ class HostMachine:
         return int(psutil.virtual_memory().total)
 
     def free_ram(self) -> int:
+        """Bytes of RAM that can be had now, other processes counted."""
         return int(psutil.virtual_memory().available)
+
+    def devices(self) -> list[tuple[str, str, int, int, str | None]]:
+        """Name, kind, total and free bytes and capability of each device, ComfyUI's own first."""
+        own = model_management.get_torch_device()
+        rows = []
+        for device in [own, *(one for one in _all_devices() if one != own)]:
+            name = str(model_management.get_torch_device_name(device))
+            total = int(model_management.get_total_memory(device))
+            free = int(model_management.get_free_memory(device))
+            rows.append((name, _kind(device), total, free, _capability(device)))
+        return rows
+
+    def attention_backends(self) -> tuple[str, ...]:
+        """Attention functions of this ComfyUI whose library is there: pytorch (its
+        scaled_dot_product_attention), sub_quad, split; xformers, flash and sage if installed."""
+        return tuple(attention.REGISTERED_ATTENTION_FUNCTIONS)
+
+    def attention_backend(self) -> str:
+        """The one that ComfyUI computes with."""
+        used = attention.optimized_attention
+        used = getattr(used, "__wrapped__", used)
+        return used.__name__.removeprefix("attention_")
 
     def dynamic_vram(self) -> bool:
         """Whether this ComfyUI streams weights into VRAM by itself (its `aimdo`)."""
@@ -1269,6 +1716,32 @@ class HostMachine:
 
     def vram_state(self) -> str:
         return model_management.vram_state.name
+
+
+def _kind(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "rocm" if getattr(torch.version, "hip", None) else "cuda"
+    if device.type == "privateuseone":
+        return "directml"
+    return device.type if device.type in ("mps", "xpu", "cpu") else "other"
+
+
+def _all_devices() -> list[torch.device]:
+    if hasattr(model_management, "get_all_torch_devices"):  # since 0.23
+        return list(model_management.get_all_torch_devices())
+    own = model_management.get_torch_device()
+    backend = getattr(torch, own.type, None)
+    if own.type not in ("cuda", "xpu") or backend is None:
+        return [own]
+    return [torch.device(own.type, number) for number in range(backend.device_count())]
+
+
+def _capability(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    chip = getattr(properties, "gcnArchName", None) if _kind(device) == "rocm" else None
+    return chip or f"{properties.major}.{properties.minor}"
 
 
 class DeviceSpeed(NamedTuple):

@@ -45,6 +45,7 @@ Priority = Literal["SPEED", "BALANCED", "QUALITY", "MEMORY"]
 Mode = Literal["AUTO", "MANUAL"]
 SaveTarget = Literal["output", "temp", "off"]
 WeightDtype = Literal["auto", "fp16", "bf16", "fp8", "int8"]
+Strategy = Literal["AUTO", "FULL_GPU", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD"]
 
 _Object = TypeVar("_Object", bound="PlanObject")
 
@@ -551,8 +552,17 @@ class MemoryPlan(PlanObject):
     KIND: ClassVar[str] = "MemoryPlan"
     kind: Literal["MemoryPlan"] = "MemoryPlan"
 
-    strategy: Literal["AUTO"] = "AUTO"
-    """AUTO: ComfyUI's own memory management is left alone."""
+    strategy: Strategy = "AUTO"
+    """Where the parts of a model are held:
+
+    - AUTO: where ComfyUI puts them; below RAM in their files when RAM is short.
+    - FULL_GPU: all on the device, whole, together.
+    - CPU_OFFLOAD: the diffusion model on the device; text encoders and VAE run on the processor.
+    - SEQUENTIAL: one part at a time on the device, nothing else beside it.
+    - DISK_OFFLOAD: as SEQUENTIAL, and the weights stay in their files, not in RAM.
+    """
+    max_vram_bytes: Annotated[int, Field(gt=0)] | None = None
+    """What a run may take of the device's memory, weights and computing together."""
     weight_dtype: WeightDtype = "auto"
     """What models are loaded in. auto: as ComfyUI chooses; int8 where memory is short."""
     device: DeviceMemory

@@ -91,6 +91,7 @@ from .memory import (
     LoadedModel,
     ModelChoice,
     ModelPool,
+    Placed,
     PoolState,
     choose_fetched,
     choose_model,
@@ -98,12 +99,15 @@ from .memory import (
     load_model,
     made_settings,
     missing_parts,
+    place,
     plan_memory,
     pool_report,
     read_free,
     read_machine,
+    read_resources,
     read_settings,
     report,
+    report_resources,
     write_settings,
 )
 from .memory.recovery import Means, Setup, Step, next_step
@@ -422,7 +426,9 @@ class Services:
             analysis,
             loras=partial(self._lora_support, analysis),
             memory=MemoryLimits(
-                plan.device.total_bytes, plan.ram_total_bytes, plan.device.kind in OWN_MEMORY
+                min(plan.device.total_bytes, plan.max_vram_bytes or plan.device.total_bytes),
+                plan.ram_total_bytes,
+                plan.device.kind in OWN_MEMORY,
             ),
             ratings=rated_models(self.database),
             unreadable=library.unreadable,
@@ -506,11 +512,15 @@ class Services:
 
         Raises as `memory.load_model` does, and ShortOfMemoryError.
         """
-        loaded = self._load(choice, plan or plan_memory(read_machine(host.HostMachine())))
+        plan = plan or plan_memory(read_machine(host.HostMachine()))
+        loaded = self._load(choice, plan)
         for file in loaded.info.files:
             self._hash_in_background(self.catalog.path(file))
         self._used("model", loaded.info.files)
-        return loaded._replace(report=f"{loaded.report}\n{pool_report(self.pool.state())}")
+        placed = self.place(plan, loaded.model, loaded.clip, loaded.vae)
+        return loaded._replace(
+            **placed._asdict(), report=f"{loaded.report}\n{pool_report(self.pool.state())}"
+        )
 
     def _load(self, choice: ModelChoice, plan: MemoryPlan) -> LoadedModel:
         free = self._free_memory().ram
@@ -567,11 +577,28 @@ class Services:
         """Forget what ran out of memory before; how many configurations that were."""
         return forget(self.database)
 
-    def plan_memory(self, strategy: str, weight_dtype: str) -> tuple[MemoryPlan, str]:
+    def place(self, plan: MemoryPlan, model: Any, clip: Any, vae: Any) -> Placed:
+        """MODEL, CLIP and VAE of any loader, kept to the plan. Raises as `memory.place` does."""
+        return place(plan, model, clip, vae, self._free_memory())
+
+    def plan_memory(
+        self, strategy: str, weight_dtype: str, max_vram_gb: float = 0.0
+    ) -> tuple[MemoryPlan, str]:
         """The memory policy of this machine and a report for people."""
         machine = host.HostMachine()
-        plan = plan_memory(read_machine(machine), strategy=strategy, weight_dtype=weight_dtype)
-        text = f"{report(plan, read_free(machine))}\n{pool_report(self.pool.state())}"
+        plan = plan_memory(
+            read_machine(machine),
+            strategy=strategy,
+            weight_dtype=weight_dtype,
+            max_vram_gb=max_vram_gb,
+        )
+        text = "\n".join(
+            (
+                report(plan, read_free(machine)),
+                report_resources(read_resources(machine)),
+                pool_report(self.pool.state()),
+            )
+        )
         log.info("Intelligent Generation: %s", text)
         return plan, text
 
@@ -1079,6 +1106,8 @@ class Services:
         assert part is not None
         policy = plan.memory or plan_memory(read_machine(host.HostMachine()))
         policy = policy.model_copy(update={"weight_dtype": "int8"})
+        if policy.strategy == "DISK_OFFLOAD":  # which uses weights as the file has them
+            policy = policy.model_copy(update={"strategy": "SEQUENTIAL"})
         loaded = self._load(ModelChoice(part.files[0], variant=plan.model.variant or ""), policy)
         same = text is not None and text.files == part.files
         clip = loaded.clip if same else request.clip

@@ -48,8 +48,13 @@ def replay_prompt(plan: GenerationPlan, *, locate: Callable[[FileRef], FileRef])
     """
     model = _located(plan.model, locate)
     loras = tuple(_located_lora(lora, locate) for lora in plan.loras.loras)
+    # Where weights are held is a matter of the machine that repeats the image.
     plan = plan.model_copy(
-        update={"model": model, "loras": plan.loras.model_copy(update={"loras": loras})}
+        update={
+            "model": model,
+            "loras": plan.loras.model_copy(update={"loras": loras}),
+            "memory": None,
+        }
     )
     prompt = {
         "1": {"class_type": "HubModelLoader", "inputs": _loader_inputs(model)},

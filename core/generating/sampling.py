@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .. import host
 from ..catalog import family
 from ..errors import ModelFileError, PlanError, SettingError
+from ..memory import place, read_free
 from ..memory.recovery import Stage
 from ..plan import FileRef, GenerationPlan, Timings
 from .applying import AppliedLoras, apply_loras
@@ -63,7 +64,7 @@ def run(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Sampled:
-    """Make the plan's image with the given MODEL, CLIP and VAE.
+    """Make the plan's image with the given MODEL, CLIP and VAE, kept to its memory plan.
 
     Args:
         progress: of an earlier call that failed, to go on from; it is kept up to date.
@@ -72,8 +73,8 @@ def run(
         ModelFileError: CLIP or VAE is missing.
         LoraError: see `apply_loras`.
         PlanError: the plan has no text.
-        SettingError: the host lacks the plan's sampler or scheduler or way of scaling up, or the
-            model takes no shift.
+        SettingError: the host lacks the plan's sampler or scheduler or way of scaling up, the
+            model takes no shift, or the memory plan cannot be kept.
     """
     _check(plan, clip, vae)
     done = progress or Progress()
@@ -104,6 +105,10 @@ def _run(
         with timed("loras", "encode"):
             done.loras = apply_loras(model, clip, plan.loras.loras, locate=locate)
     loras = done.loras
+    if plan.memory is not None:
+        free = read_free(host.HostMachine(), evictable=host.evictable_vram())
+        model, patched, vae = place(plan.memory, loras.model, loras.clip, vae, free)
+        loras = loras._replace(model=model, clip=patched)
     if done.conditionings is None:
         with timed("encode", "encode"):
             done.conditionings = _encode_both(plan, clip, loras.clip)

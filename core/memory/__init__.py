@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from .pool import PoolLimits, PoolSettings, made_settings, read_settings, write_settings
 from .residency import ModelPool, PoolState, pool_report
-from .resources import FreeMemory, Machine, MachineSource, human_bytes, read_free, read_machine
-from .strategy import OWN_MEMORY, plan_memory, report
+from .resources import (
+    Device,
+    FreeMemory,
+    Machine,
+    MachineSource,
+    Resources,
+    human_bytes,
+    ram_limit,
+    read_free,
+    read_machine,
+    read_resources,
+)
+from .strategy import OWN_MEMORY, plan_memory, report, report_resources
 
 if TYPE_CHECKING:
     from .loading import (
@@ -24,19 +35,23 @@ if TYPE_CHECKING:
         load_model,
         missing_parts,
     )
+    from .placing import Placed, place
 
 __all__ = [
     "OWN_MEMORY",
     "OWN_PATCHES",
+    "Device",
     "FreeMemory",
     "LoadedModel",
     "Machine",
     "MachineSource",
     "ModelChoice",
     "ModelPool",
+    "Placed",
     "PoolLimits",
     "PoolSettings",
     "PoolState",
+    "Resources",
     "choose_fetched",
     "choose_model",
     "describe_model",
@@ -44,17 +59,24 @@ __all__ = [
     "load_model",
     "made_settings",
     "missing_parts",
+    "place",
     "plan_memory",
     "pool_report",
+    "ram_limit",
     "read_free",
     "read_machine",
+    "read_resources",
     "read_settings",
     "report",
+    "report_resources",
     "write_settings",
 ]
+
+
+_PLACES = {"Placed": ".placing", "place": ".placing"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".loading", __name__), name)
+    return getattr(import_module(_PLACES.get(name, ".loading"), __name__), name)

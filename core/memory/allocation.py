@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 
 from ..catalog import SafetensorsHeader
 from ..errors import SettingError
-from ..plan import MemoryPlan, WeightDtype
+from ..plan import MemoryPlan, Strategy, WeightDtype
 from .quantization import int8_bytes
 from .resources import FreeMemory, human_bytes
 from .strategy import OWN_MEMORY
@@ -25,7 +25,7 @@ _TORCH_NAMES: dict[WeightDtype, str | None] = {
 }
 """What the widget's choices are called by torch; None leaves the choice to ComfyUI."""
 
-_WORKING_BYTES = 1_288_490_189
+WORKING_BYTES = 1_288_490_189
 """What ComfyUI keeps free of weights for computing: 0.8 GiB and 0.4 GiB of reserve
 (minimum_inference_memory in its model_management.py)."""
 _CPU_ITEM = 4  # ComfyUI computes in float32 on a CPU, and holds the diffusion model so
@@ -66,6 +66,8 @@ class Row(NamedTuple):
     dtype: str
     bytes: int
     where: str
+    device_bytes: int
+    """What of it is on the device at most while it runs; 0 where it runs on the processor."""
 
 
 class Allocation(NamedTuple):
@@ -75,9 +77,18 @@ class Allocation(NamedTuple):
     """What to load in; auto: as ComfyUI chooses. Where AUTO chose int8, int8."""
     dtype: str | None
     """torch's name for it; None as ComfyUI chooses."""
+    strategy: Strategy
+    """The plan's; DISK_OFFLOAD where AUTO chose that."""
     rows: tuple[Row, ...]
-    reason: str | None
-    """Why AUTO chose int8; None where it did not."""
+    together: bool
+    """Whether the parts are on the device at the same time."""
+    reasons: tuple[str, ...]
+    """Why AUTO chose int8 or DISK_OFFLOAD; empty where it did not."""
+
+    def peak_bytes(self, working: int) -> int:
+        """Most bytes on the device in a run that computes in `working` bytes."""
+        held = [row.device_bytes for row in self.rows]
+        return working + (sum(held) if self.together else max(held, default=0))
 
 
 def part_sizes(headers: Sequence[tuple[Role | None, SafetensorsHeader]]) -> tuple[PartSize, ...]:
@@ -135,12 +146,14 @@ def allocate(
     name: str,
     quantized: bool,
     supported: Sequence[str],
+    working: int = WORKING_BYTES,
 ) -> Allocation:
-    """Which data type to load a model in. Pure.
+    """In which data type to load a model, and where its parts will be. Pure.
 
-    A plan's own weight_dtype is taken as it is. `auto` leaves the choice to ComfyUI unless memory
-    is short: when the model does not fit into the RAM that is free, or its diffusion model not
-    into VRAM where ComfyUI does not stream weights by itself, and int8 helps.
+    A plan's own weight_dtype and strategy are taken as they are. `auto` leaves the data type to
+    ComfyUI unless memory is short: when the model does not fit into the RAM that is free, or its
+    diffusion model not into VRAM where ComfyUI does not stream weights by itself, and int8 helps.
+    AUTO leaves the weights in their files when they do not fit into RAM even so.
 
     Args:
         parts: as `part_sizes` gives them.
@@ -148,14 +161,16 @@ def allocate(
         name: of the model, for messages.
         quantized: `is_quantized` of one of its files.
         supported: torch's names of what this machine can load, and int8 if it can.
+        working: bytes of VRAM that computing takes beside the weights.
 
     Raises:
-        SettingError: the plan's data type is not supported here, or the file is quantized
-            already.
+        SettingError: the plan's data type is not supported here, the file is quantized already,
+            or FULL_GPU does not fit.
     """
     wanted = plan.weight_dtype
     dtype = _TORCH_NAMES[wanted]
-    reason = None
+    strategy = plan.strategy
+    reasons: list[str] = []
     if wanted != "auto":
         if dtype not in supported:
             raise SettingError(
@@ -167,51 +182,124 @@ def allocate(
                 f"The weights of {name} are quantized already, so weight_dtype {wanted} cannot be "
                 "made from them. Set it to auto in MemoryStrategy, or load a full file."
             )
-    elif not quantized and "int8" in supported and (reason := _short(plan, parts, free)):
+        if strategy == "DISK_OFFLOAD":
+            raise SettingError(
+                f"DISK_OFFLOAD uses weights as the file has them, so weight_dtype {wanted} cannot "
+                "be had with it. Set one of them to auto or AUTO in MemoryStrategy."
+            )
+    elif not quantized and "int8" in supported and (reason := _short(plan, parts, free, working)):
         wanted = dtype = "int8"
-    return Allocation(wanted, dtype, tuple(_row(part, dtype, plan) for part in parts), reason)
+        reasons.append(f"At int8, because {reason}.")
+    if strategy == "DISK_OFFLOAD" and quantized and not plan.dynamic_vram:
+        raise SettingError(
+            f"DISK_OFFLOAD cannot use {name}: its weights are quantized, and ComfyUI makes them "
+            "whole in RAM. Set strategy to SEQUENTIAL in MemoryStrategy, or load a full file."
+        )
+    sizes = [_size_in(part, dtype, on_cpu=plan.device.kind == "cpu") for part in parts]
+    needed = sum(size for _, size in sizes)
+    if strategy == "AUTO" and needed > free.ram and not (plan.dynamic_vram or quantized):
+        strategy, wanted, dtype = "DISK_OFFLOAD", "auto", None
+        reasons = [
+            f"The weights stay in the file, because they take {human_bytes(needed)} of RAM at "
+            f"the least, and {human_bytes(free.ram)} can be had."
+        ]
+    if strategy == "DISK_OFFLOAD":  # weights are used as the file has them
+        sizes = [(part.dtype, part.bytes) for part in parts]
+    rows, together = _place(plan, strategy, parts, sizes, free, working)
+    return Allocation(wanted, dtype, strategy, rows, together, tuple(reasons))
 
 
-def _short(plan: MemoryPlan, parts: Sequence[PartSize], free: FreeMemory) -> str | None:
+def room_for_weights(plan: MemoryPlan, vram: int, working: int) -> int:
+    """Bytes of VRAM that weights may take beside what computing takes."""
+    return max(0, min(vram, plan.max_vram_bytes or vram) - working)
+
+
+def _short(
+    plan: MemoryPlan, parts: Sequence[PartSize], free: FreeMemory, working: int
+) -> str | None:
+    if plan.strategy == "DISK_OFFLOAD":
+        return None
     on_cpu = plan.device.kind == "cpu"
     whole = sum(part.cpu_bytes if on_cpu else part.bytes for part in parts)
-    if whole > free.ram:
+    if whole > free.ram and sum(part.int8_bytes for part in parts) <= free.ram:
         return (
             f"the model takes {human_bytes(whole)} of RAM, and {human_bytes(free.ram)} can be had"
         )
     if plan.device.kind not in OWN_MEMORY or plan.dynamic_vram:
         return None
-    room = free.vram - _WORKING_BYTES
+    room = room_for_weights(plan, free.vram, working)
     diffusion = next((part for part in parts if part.role == "diffusion_model"), None)
     if diffusion is None or diffusion.bytes <= room or diffusion.int8_bytes > room:
         return None
     return (
         f"the diffusion model takes {human_bytes(diffusion.bytes)} of VRAM, and "
-        f"{human_bytes(max(0, room))} can be had beside what computing needs; at int8 it fits"
+        f"{human_bytes(room)} can be had beside what computing needs; at int8 it fits"
     )
 
 
-def _row(part: PartSize, dtype: str | None, plan: MemoryPlan) -> Row:
-    own_memory = plan.device.kind in OWN_MEMORY
-    where = f"RAM, {plan.device.name} while it runs" if own_memory else "RAM"
-    on_cpu = plan.device.kind == "cpu"
+def _size_in(part: PartSize, dtype: str | None, *, on_cpu: bool) -> tuple[str, int]:
     if dtype == "int8" and part.role != "vae":
-        return Row(part.role, dtype, part.int8_bytes, where)
+        return dtype, part.int8_bytes
     if part.role != "diffusion_model" or (dtype is None and not on_cpu):
-        return Row(part.role, part.dtype, part.bytes, where)
+        return part.dtype, part.bytes
     if dtype is None:
-        return Row(part.role, "float32", part.cpu_bytes, where)
+        return "float32", part.cpu_bytes
     item = 1 if dtype.startswith("float8") else 2
-    return Row(part.role, dtype, part.cpu_bytes // _CPU_ITEM * item, where)
+    return dtype, part.cpu_bytes // _CPU_ITEM * item
+
+
+def _place(
+    plan: MemoryPlan,
+    strategy: Strategy,
+    parts: Sequence[PartSize],
+    sizes: Sequence[tuple[str, int]],
+    free: FreeMemory,
+    working: int,
+) -> tuple[tuple[Row, ...], bool]:
+    home = "file" if strategy == "DISK_OFFLOAD" else "RAM"
+    if plan.device.kind not in OWN_MEMORY:
+        rows = [
+            Row(part.role, *size, home, size[1]) for part, size in zip(parts, sizes, strict=True)
+        ]
+        return tuple(rows), True
+    room = room_for_weights(plan, free.vram, working)
+    on_processor = ("text_encoder", "vae") if strategy == "CPU_OFFLOAD" else ()
+    whole = sum(
+        size for part, (_, size) in zip(parts, sizes, strict=True) if part.role not in on_processor
+    )
+    if strategy == "FULL_GPU" and whole > room:
+        raise SettingError(
+            f"FULL_GPU does not fit: the model's parts take {human_bytes(whole)} and computing "
+            f"{human_bytes(working)}, and {human_bytes(room + working)} of {plan.device.name} can "
+            "be had. Set strategy to AUTO in MemoryStrategy, choose a smaller weight_dtype, or "
+            "raise max_vram_gb if you set it."
+        )
+    together = strategy in ("AUTO", "FULL_GPU", "CPU_OFFLOAD") and whole <= room
+    rows = []
+    for part, (dtype, size) in zip(parts, sizes, strict=True):
+        held = 0 if part.role in on_processor else min(size, room)
+        if part.role in on_processor:
+            where = f"{home}, runs on the processor"
+        elif plan.dynamic_vram and strategy == "AUTO":
+            where = f"{home}, {plan.device.name} as layers need it"
+        elif together:
+            where = plan.device.name
+        elif held < size:
+            where = (
+                f"{home}, {human_bytes(held)} on {plan.device.name} while it runs and the rest "
+                "streamed in at each step"
+            )
+        else:
+            where = f"{home}, {plan.device.name} while it runs"
+        rows.append(Row(part.role, dtype, size, where, held))
+    return tuple(rows), together
 
 
 def table(allocation: Allocation) -> str:
-    """The allocation for people, one part a line, and the sum."""
+    """The allocation for people, one part a line, the sum, and why."""
     lines = [
         f"{row.role.replace('_', ' ')}: {row.dtype}, {human_bytes(row.bytes)}, {row.where}"
         for row in allocation.rows
     ]
     total = human_bytes(sum(row.bytes for row in allocation.rows))
-    if allocation.reason:
-        lines.append(f"At int8, because {allocation.reason}.")
-    return "\n".join([*lines, f"Together: {total}"])
+    return "\n".join([*lines, *allocation.reasons, f"Together: {total}"])

@@ -26,7 +26,7 @@ from ..catalog import (
 )
 from ..errors import ModelFileError, SettingError
 from ..plan import ChosenModel, FileRef, MemoryPlan, ModelInfo, ModelPart, Notice
-from .allocation import PartSize, allocate, is_quantized, part_sizes, table
+from .allocation import Allocation, PartSize, allocate, is_quantized, part_sizes, table
 from .quantization import quantize
 from .residency import FileStamp, ModelKey, ModelPool, file_stamp
 from .resources import FreeMemory
@@ -256,41 +256,56 @@ def load_model(
     quantized = any(map(is_quantized, headers.values()))
     if short and not quantized and "int8" in supported:
         plan = plan.model_copy(update={"weight_dtype": "int8"})
-        notices.append(_quantized_by_auto(choice.model.name, short))
+        notices.append(_loaded_at_int8(choice.model.name, f"because {short}."))
+    room = free()
+    if plan.strategy == "AUTO" and pool.has(whole):
+        room = room._replace(ram=max(room.ram, plan.ram_total_bytes))
     allocation = allocate(
         plan,
         part_sizes([(_role(file), header) for file, header in headers.items()]),
-        free(),
+        room,
         name=choice.model.name,
         quantized=quantized,
         supported=supported,
     )
     show(table(allocation))
     dtype = None if allocation.dtype == "int8" else allocation.dtype
-    if allocation.reason:
-        notices.append(_quantized_by_auto(choice.model.name, allocation.reason))
+    notices += [_conceded(choice.model.name, allocation, reason) for reason in allocation.reasons]
 
+    in_file = allocation.strategy == "DISK_OFFLOAD" and not plan.dynamic_vram
+    stored = {row.role: row.dtype for row in allocation.rows}
     kept: list[str] = []
 
-    def lend(
-        role: str, files: Sequence[FileRef], load: Callable[[list[host.Int8File]], Any]
-    ) -> host.LoadedModel:
+    def lend(role: str, files: Sequence[FileRef], load: Callable[[_Lazy], Any]) -> host.LoadedModel:
         def loaded() -> host.KeptModel:
             host.check_interrupt()
-            int8 = allocation.dtype == "int8" and role != "vae"
-            return host.KeptModel(load([_int8_file(paths[file]) for file in files if int8]))
+            lazy = _Lazy()
+            if role != "vae" and allocation.dtype == "int8":
+                lazy = _Lazy(int8=[_int8_file(paths[file]) for file in files])
+            elif role != "vae" and in_file:
+                lazy = _Lazy(mapped=[_mapped_file(paths[file], stored) for file in files])
+            return host.KeptModel(load(lazy))
 
         sizes = [part_sizes([(_role(file), headers[file])]) for file in files]
-        needs = sum(_needed(part, allocation.dtype, plan) for parts in sizes for part in parts)
+        needs = sum(
+            0 if in_file and part.role != "vae" else _needed(part, allocation.dtype, plan)
+            for parts in sizes
+            for part in parts
+        )
         # int8 is for text encoders too, the other data types for the diffusion model alone.
         main = role in MODEL_FOLDERS or (allocation.dtype == "int8" and role != "vae")
-        key = _key(role, allocation.dtype if main else None, *(stamps[one] for one in files))
+        form = "in its file" if in_file and role != "vae" else allocation.dtype if main else None
+        key = _key(role, form, *(stamps[one] for one in files))
         if pool.has(key):
             kept.extend(file.name for file in files)
         return pool.lend(key, needs, loaded)
 
-    def load_main(int8: list[host.Int8File]) -> host.LoadedModel:
-        options = {"dtype": dtype, "int8": int8[0] if int8 else None}
+    def load_main(lazy: _Lazy) -> host.LoadedModel:
+        options = {
+            "dtype": dtype,
+            "int8": lazy.int8[0] if lazy.int8 else None,
+            "mapped": lazy.mapped[0] if lazy.mapped else None,
+        }
         if choice.model.folder == "checkpoints":
             return host.load_checkpoint(paths[choice.model], **options)
         model = host.load_diffusion_model(paths[choice.model], **options)
@@ -311,8 +326,8 @@ def load_model(
         clip = lend(
             f"text encoders of {kind}",
             choice.text_encoders,
-            lambda int8: host.LoadedModel(
-                None, host.load_text_encoders(encoders, kind, int8=int8), None
+            lambda lazy: host.LoadedModel(
+                None, host.load_text_encoders(encoders, kind, **lazy._asdict()), None
             ),
         ).clip
     if choice.vae is not None:
@@ -441,9 +456,31 @@ _DIFFUSERS_NAME = re.compile(
 ).match
 
 
-def _quantized_by_auto(name: str, reason: str) -> Notice:
+def _mapped_file(path: Path, dtypes: Mapping[str, str]) -> host.MappedFile:
+    file = stream(path)
+    return host.MappedFile(file.tensors, file.metadata, dtypes, file.release)
+
+
+class _Lazy(NamedTuple):
+    """The files of a part, to be loaded otherwise than by ComfyUI's loaders; at most one is set."""
+
+    int8: Sequence[host.Int8File] = ()
+    mapped: Sequence[host.MappedFile] = ()
+
+
+def _conceded(name: str, allocation: Allocation, reason: str) -> Notice:
+    if allocation.dtype == "int8":
+        return _loaded_at_int8(name, reason.removeprefix("At int8, "))
     message = (
-        f"{name} was loaded at int8, because {reason}. Images differ slightly from those at full "
+        f"{name}: {reason} Images are the same, and take longer. To read the weights into RAM "
+        "all the same, choose another strategy than AUTO in MemoryStrategy."
+    )
+    return Notice(level="info", code="weights_stay_in_file", message=message)
+
+
+def _loaded_at_int8(name: str, because: str) -> Notice:
+    message = (
+        f"{name} was loaded at int8, {because} Images differ slightly from those at full "
         "precision. To keep it as it is, set weight_dtype in MemoryStrategy."
     )
     return Notice(level="info", code="loaded_at_int8", message=message)

@@ -7,6 +7,7 @@ from intelligent_generation.core.catalog import SafetensorsHeader, TensorInfo
 from intelligent_generation.core.errors import SettingError
 from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory
 from intelligent_generation.core.memory.allocation import (
+    WORKING_BYTES,
     PartSize,
     allocate,
     is_quantized,
@@ -47,13 +48,25 @@ def chosen(
     weight_dtype: str = "auto",
     quantized: bool = False,
     supported: tuple[str, ...] = ALL,
+    strategy: str = "AUTO",
+    max_vram_gb: float = 0,
+    working: int = WORKING_BYTES,
 ):
     plan: MemoryPlan = plan_memory(
-        machine(vram, kind=kind, ram=ram, dynamic=dynamic), weight_dtype=weight_dtype
+        machine(vram, kind=kind, ram=ram, dynamic=dynamic),
+        strategy=strategy,
+        weight_dtype=weight_dtype,
+        max_vram_gb=max_vram_gb,
     )
     free = FreeMemory(int(vram * GIB), int(ram * GIB))
     return allocate(
-        plan, parts(name), free, name="a model", quantized=quantized, supported=supported
+        plan,
+        parts(name),
+        free,
+        name="a model",
+        quantized=quantized,
+        supported=supported,
+        working=working,
     )
 
 
@@ -85,7 +98,7 @@ def tensors(**shapes: tuple[str, tuple[int, ...]]) -> SafetensorsHeader:
 def test_auto_takes_int8_where_it_makes_the_model_fit_and_only_there(name, vram, dtype):
     allocation = chosen(name, vram)
     assert allocation.dtype == dtype
-    assert (allocation.reason is not None) == (dtype == "int8")
+    assert (bool(allocation.reasons)) == (dtype == "int8")
     assert allocation.weight_dtype == (dtype or "auto")
 
 
@@ -96,9 +109,9 @@ def test_auto_leaves_hosts_alone_that_stream_weights():
 def test_auto_takes_int8_when_ram_is_short_whatever_the_card():
     allocation = chosen("flux", 24, ram=24, dynamic=True)
     assert allocation.dtype == "int8"
-    assert allocation.reason
-    assert "RAM" in allocation.reason
-    assert "24.0 GiB can be had" in allocation.reason
+    (reason,) = allocation.reasons
+    assert "RAM" in reason
+    assert "24.0 GiB can be had" in reason
 
 
 def test_on_a_cpu_the_model_is_counted_in_float32():
@@ -117,7 +130,7 @@ def test_on_a_cpu_the_model_is_counted_in_float32():
 def test_a_data_type_that_was_chosen_is_taken_however_much_room_there_is(weight_dtype, dtype, item):
     for vram in (2, 80):
         allocation = chosen("sdxl", vram, weight_dtype=weight_dtype)
-        assert (allocation.dtype, allocation.reason) == (dtype, None)
+        assert (allocation.dtype, allocation.reasons) == (dtype, ())
         assert allocation.weight_dtype == weight_dtype
         (row,) = (row for row in allocation.rows if row.role == "diffusion_model")
         assert (row.dtype, row.bytes) == (dtype, item * 2_570_000_000)
@@ -182,3 +195,84 @@ def test_the_table_tells_part_type_bytes_place_and_reason():
     assert lines[2].startswith("vae: float16, 162.1 MiB")
     assert lines[3].startswith("At int8, because the diffusion model takes 4.8 GiB of VRAM")
     assert lines[4].startswith("Together: ")
+
+
+# --------------------------------------------------------------------------- placement
+
+STRATEGIES = ("AUTO", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD")
+
+
+@pytest.mark.parametrize("vram", [4, 6, 8, 12, 16, 24])
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_every_card_gets_a_plan_that_fits_for_every_model(name: str, vram: int, dynamic: bool):
+    for strategy in STRATEGIES:
+        for cap in (0, 3, 0.5 * vram):
+            allocation = chosen(name, vram, strategy=strategy, max_vram_gb=cap, dynamic=dynamic)
+            limit = min(vram, cap or vram) * GIB
+            assert allocation.peak_bytes(WORKING_BYTES) <= limit, (strategy, cap)
+            assert sum(row.bytes for row in allocation.rows) > 0
+
+
+@pytest.mark.parametrize("vram", [4, 6, 8, 12, 16, 24])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_full_gpu_fits_or_is_refused_before_loading(name: str, vram: int):
+    needed = sum(part.bytes for part in parts(name)) + WORKING_BYTES
+    if needed <= vram * GIB:
+        allocation = chosen(name, vram, strategy="FULL_GPU", weight_dtype="fp16")
+        assert allocation.together
+        assert allocation.peak_bytes(WORKING_BYTES) == needed
+        assert {row.where for row in allocation.rows} == {"Test Card"}
+    else:
+        with pytest.raises(SettingError, match=r"FULL_GPU does not fit: .* Test Card can be had"):
+            chosen(name, vram, strategy="FULL_GPU", weight_dtype="fp16")
+
+
+def test_where_each_part_is_by_strategy():
+    def where(**options) -> list[str]:
+        return [row.where for row in chosen("sdxl", 7, weight_dtype="fp16", **options).rows]
+
+    while_it_runs = "RAM, Test Card while it runs"
+    assert where() == [while_it_runs] * 3
+    assert where(strategy="CPU_OFFLOAD") == ["Test Card", *["RAM, runs on the processor"] * 2]
+    assert where(strategy="SEQUENTIAL") == [while_it_runs] * 3
+    assert where(dynamic=True) == ["RAM, Test Card as layers need it"] * 3
+    diffusion, text, _ = where(strategy="SEQUENTIAL", max_vram_gb=4)
+    assert diffusion == (
+        "RAM, 2.8 GiB on Test Card while it runs and the rest streamed in at each step"
+    )
+    assert text == while_it_runs
+    rows = chosen("sdxl", 8, strategy="DISK_OFFLOAD").rows
+    assert rows[0].where == "file, Test Card while it runs"
+
+
+def test_a_larger_image_leaves_less_room_for_weights():
+    small, large = (
+        chosen("sdxl", 8, weight_dtype="fp16", working=working).rows[0].device_bytes
+        for working in (GIB, 5 * GIB)
+    )
+    assert small == 2 * 2_570_000_000
+    assert large == 3 * GIB
+
+
+def test_a_limit_makes_auto_take_int8_where_it_helps():
+    assert chosen("sdxl", 24).dtype is None
+    assert chosen("sdxl", 24, max_vram_gb=4).dtype == "int8"
+
+
+def test_below_ram_auto_leaves_the_weights_in_the_file():
+    allocation = chosen("flux", 12, ram=10)
+    assert (allocation.strategy, allocation.dtype) == ("DISK_OFFLOAD", None)
+    (reason,) = allocation.reasons
+    assert reason.startswith("The weights stay in the file, because they take ")
+    assert chosen("flux", 12, ram=10, dynamic=True).strategy == "AUTO", "ComfyUI maps them itself"
+    assert chosen("flux", 12, ram=10, quantized=True).strategy == "AUTO"
+    assert chosen("flux", 12, ram=24).strategy == "AUTO"
+
+
+def test_weights_that_stay_in_the_file_stay_as_they_are():
+    with pytest.raises(SettingError, match="so weight_dtype int8 cannot be had with it"):
+        chosen("sdxl", 8, strategy="DISK_OFFLOAD", weight_dtype="int8")
+    with pytest.raises(SettingError, match=r"DISK_OFFLOAD cannot use a model: .* quantized"):
+        chosen("sdxl", 8, strategy="DISK_OFFLOAD", quantized=True)
+    assert chosen("sdxl", 4, strategy="DISK_OFFLOAD").dtype is None

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from intelligent_generation.core.memory import (
     FreeMemory,
     Machine,
     human_bytes,
+    ram_limit,
     read_free,
     read_machine,
+    read_resources,
+    report_resources,
 )
 
 
@@ -40,6 +45,18 @@ class Host:
     def vram_state(self) -> str:
         return "LOW_VRAM"
 
+    def devices(self) -> list[tuple[str, str, int, int, str | None]]:
+        return [
+            ("cuda:0 Test Card", "cuda", 6 * 2**30, 5 * 2**30, "8.9"),
+            ("cuda:1 Other Card", "cuda", 12 * 2**30, 3 * 2**30, "7.5"),
+        ]
+
+    def attention_backends(self) -> tuple[str, ...]:
+        return ("pytorch", "sub_quad", "xformers")
+
+    def attention_backend(self) -> str:
+        return "xformers"
+
 
 def test_the_machine_is_what_the_host_says_and_free_memory_is_not_part_of_it():
     host = Host()
@@ -65,3 +82,51 @@ def test_the_machine_is_what_the_host_says_and_free_memory_is_not_part_of_it():
 )
 def test_bytes_are_shown_in_binary_units(count: int, shown: str):
     assert human_bytes(count) == shown
+
+
+def test_every_device_and_how_attention_is_computed_is_told():
+    resources = read_resources(Host())
+    assert [device.capability for device in resources.devices] == ["8.9", "7.5"]
+    assert (resources.ram_total, resources.ram_free) == (32_000, 20_000)
+    assert report_resources(resources).splitlines() == [
+        "Compute capability: 8.9",
+        "Also there: cuda:1 Other Card (cuda), 12.0 GiB, 3.0 GiB free now",
+        "Attention: xformers; also there: pytorch, sub_quad.",
+    ]
+
+
+def group(folder: Path, **files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("_", ".", 1)).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_container_has_what_its_group_or_one_above_leaves_it(tmp_path: Path):
+    own = tmp_path / "own"
+    own.write_text("0::/user.slice/app.scope\n", encoding="utf-8")
+    root = tmp_path / "cgroup"
+    group(root / "user.slice/app.scope", memory_max="max\n", memory_current="100\n")
+    assert ram_limit(root, own) is None
+    group(
+        root / "user.slice",
+        memory_max="8000\n",
+        memory_current="5000\n",
+        memory_stat="anon 3000\ninactive_file 2000\n",
+    )
+    assert ram_limit(root, own) == (8000, 5000), "file pages can be given back"
+    group(root / "user.slice/app.scope", memory_max="1000\n", memory_current="1200\n")
+    assert ram_limit(root, own) == (1000, 0)
+
+
+def test_the_older_kind_of_group_and_none_at_all(tmp_path: Path):
+    own = tmp_path / "own"
+    own.write_text("5:cpu,memory:/docker/x\n2:pids:/docker/x\n", encoding="utf-8")
+    memory = tmp_path / "cgroup" / "memory"
+    group(memory)
+    (memory / "memory.limit_in_bytes").write_text(str(2**62), encoding="utf-8")
+    assert ram_limit(tmp_path / "cgroup", own) is None
+    (memory / "memory.limit_in_bytes").write_text("4000", encoding="utf-8")
+    (memory / "memory.usage_in_bytes").write_text("1000", encoding="utf-8")
+    assert ram_limit(tmp_path / "cgroup", own) == (4000, 3000)
+    assert ram_limit(tmp_path / "cgroup", tmp_path / "missing") is None

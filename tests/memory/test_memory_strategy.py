@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from intelligent_generation.core.errors import NotAvailableYetError, SettingError
+from intelligent_generation.core.errors import SettingError
 from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory, report
 from intelligent_generation.core.plan import MemoryPlan
 
@@ -62,9 +62,34 @@ def test_the_plan_round_trips_through_json():
 
 
 @pytest.mark.parametrize("strategy", ["FULL_GPU", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD"])
-def test_later_strategies_say_that_they_come_later(strategy: str):
-    with pytest.raises(NotAvailableYetError, match=f"{strategy}.*AUTO"):
-        plan_memory(card(12), strategy=strategy)
+def test_each_strategy_is_part_of_the_plan_and_explained(strategy: str):
+    plan = plan_memory(card(12), strategy=strategy, max_vram_gb=6)
+    assert (plan.strategy, plan.max_vram_bytes) == (strategy, 6 * GIB)
+    lines = report(plan, FreeMemory(GIB, GIB)).splitlines()
+    (line,) = (line for line in lines if line.startswith("Strategy: "))
+    assert line.startswith(f"Strategy: {strategy}, ")
+    assert "Limit: a run takes 6.0 GiB of it at most." in lines
+    assert MemoryPlan.from_json(plan.to_json()) == plan
+
+
+def test_what_changes_nothing_is_said():
+    def codes_of(machine: Machine, **wishes) -> set[str]:
+        return {notice.code for notice in plan_memory(machine, **wishes).notices}
+
+    assert "nothing_to_move" in codes_of(CPU, strategy="SEQUENTIAL")
+    assert "nothing_to_move" not in codes_of(card(12), strategy="SEQUENTIAL")
+    assert codes_of(card(12), max_vram_gb=16) == {"cap_above_total"}
+
+
+@pytest.mark.parametrize("gigabytes", [-1.0, float("nan"), float("inf")])
+def test_a_limit_that_is_no_size_is_refused(gigabytes: float):
+    with pytest.raises(SettingError, match="max_vram_gb must be 0"):
+        plan_memory(card(12), max_vram_gb=gigabytes)
+
+
+def test_int4_is_refused_with_what_to_do():
+    with pytest.raises(SettingError, match="int4 cannot be made here"):
+        plan_memory(card(12), weight_dtype="int4")
 
 
 @pytest.mark.parametrize("weight_dtype", ["auto", "fp16", "bf16", "fp8", "int8"])
@@ -77,7 +102,7 @@ def test_a_data_type_is_part_of_the_plan_and_explained(weight_dtype: str):
     assert weight_dtype == "auto" or weight_dtype in line
 
 
-@pytest.mark.parametrize("weight_dtype", ["", "int4", "float16", "INT8"])
+@pytest.mark.parametrize("weight_dtype", ["", "float16", "INT8"])
 def test_a_data_type_that_is_not_offered_is_refused(weight_dtype: str):
     with pytest.raises(SettingError, match="one of auto, fp16, bf16, fp8, int8"):
         plan_memory(card(12), weight_dtype=weight_dtype)

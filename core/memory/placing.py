@@ -1,0 +1,90 @@
+"""MemoryPlan and MODEL, CLIP, VAE -> the same, which keep to the plan when they are used."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .. import host
+from ..errors import SettingError
+from ..plan import MemoryPlan
+from .allocation import WORKING_BYTES, room_for_weights
+from .resources import FreeMemory, human_bytes
+from .strategy import OWN_MEMORY
+
+
+class Placed(NamedTuple):
+    """Clones that keep to a plan; None where None came in."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+def place(plan: MemoryPlan, model: Any, clip: Any, vae: Any, free: FreeMemory) -> Placed:
+    """MODEL, CLIP and VAE of any loader, kept to the plan by whatever node uses them.
+
+    Objects that keep to the plan already, or that AUTO leaves alone, come back as they are.
+
+    Args:
+        free: what can be had now; VRAM with what ComfyUI would make room in.
+
+    Raises:
+        SettingError: FULL_GPU does not fit, or DISK_OFFLOAD and a model whose weights another
+            node has read into RAM.
+    """
+    patchers = {"MODEL": model, "CLIP": clip and clip.patcher, "VAE": vae and vae.patcher}
+    patchers = {name: patcher for name, patcher in patchers.items() if patcher is not None}
+    if plan.strategy == "AUTO" and not plan.dynamic_vram:
+        if any(map(host.is_mapped, patchers.values())):  # as AUTO chose when it was loaded
+            plan = plan.model_copy(update={"strategy": "DISK_OFFLOAD"})
+            patchers = {}
+    if plan.strategy == "FULL_GPU":
+        _check_whole(plan, list(patchers.values()), free)
+    if plan.strategy == "DISK_OFFLOAD":
+        for name, patcher in patchers.items():
+            if name != "VAE" and not host.is_mapped(patcher):
+                raise SettingError(
+                    f"DISK_OFFLOAD cannot be applied to this {name}: its weights are in RAM "
+                    "already. Load it by HubModelLoader with the memory plan linked to it, or set "
+                    "strategy to SEQUENTIAL in MemoryStrategy."
+                )
+    main, others = _rules(plan)
+    if model is not None and host.rule_of(model) != main:
+        model = host.model_with_rule(model, main)
+    if clip is not None and host.rule_of(clip.patcher) != others:
+        clip = host.clip_with_rule(clip, others)
+    if vae is not None and host.rule_of(vae.patcher) != others:
+        vae = host.vae_with_rule(vae, others)
+    return Placed(model, clip, vae)
+
+
+def _rules(plan: MemoryPlan) -> tuple[host.MemoryRule | None, host.MemoryRule | None]:
+    """The rule for the diffusion model, and that for text encoders and VAE."""
+    cap = plan.max_vram_bytes
+    if plan.strategy == "CPU_OFFLOAD":
+        capped = None if cap is None else host.MemoryRule(cap=cap)
+        return capped, host.MemoryRule(on_processor=True)
+    if plan.strategy in ("SEQUENTIAL", "DISK_OFFLOAD"):
+        # In RAM, a LoRA that is added to all weights would make a second model of them.
+        in_ram = plan.device.kind not in OWN_MEMORY
+        streamed = plan.strategy == "DISK_OFFLOAD" and in_ram
+        rule = host.MemoryRule(alone=True, cap=cap, streamed=streamed)
+    elif plan.strategy == "FULL_GPU":
+        rule = host.MemoryRule(whole=True, cap=cap)
+    else:
+        rule = None if cap is None else host.MemoryRule(cap=cap)
+    return rule, rule
+
+
+def _check_whole(plan: MemoryPlan, patchers: list[Any], free: FreeMemory) -> None:
+    if plan.device.kind not in OWN_MEMORY and plan.max_vram_bytes is None:
+        return
+    size = sum(int(patcher.model_size()) for patcher in patchers)
+    working = WORKING_BYTES if plan.device.kind in OWN_MEMORY else 0
+    room = room_for_weights(plan, free.vram, working)
+    if size > room:
+        raise SettingError(
+            f"FULL_GPU does not fit: MODEL, CLIP and VAE take {human_bytes(size)}, and "
+            f"{human_bytes(room)} of {plan.device.name} can be had beside what computing needs. "
+            "Set strategy to AUTO in MemoryStrategy, or raise max_vram_gb if you set it."
+        )
