@@ -34,10 +34,10 @@ def place(plan: MemoryPlan, model: Any, clip: Any, vae: Any, free: FreeMemory) -
     """
     patchers = {"MODEL": model, "CLIP": clip and clip.patcher, "VAE": vae and vae.patcher}
     patchers = {name: patcher for name, patcher in patchers.items() if patcher is not None}
-    if plan.strategy == "AUTO" and not plan.dynamic_vram:
-        if any(map(host.is_mapped, patchers.values())):  # as AUTO chose when it was loaded
-            plan = plan.model_copy(update={"strategy": "DISK_OFFLOAD"})
-            patchers = {}
+    mapped = not plan.dynamic_vram and any(map(host.is_mapped, patchers.values()))
+    if plan.strategy == "AUTO" and mapped:  # as AUTO chose when it was loaded
+        plan = plan.model_copy(update={"strategy": "DISK_OFFLOAD"})
+        patchers = {}
     if plan.strategy == "FULL_GPU":
         _check_whole(plan, list(patchers.values()), free)
     if plan.strategy == "DISK_OFFLOAD":
