@@ -79,13 +79,15 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
     Args:
         argv: names of the parts to measure, of `PARTS` (all); `--prompts` (200) for following and
-            auto, `--style-prompts` (60) a style, `--tried` (25) prompts for choice, `--seed` (1).
-            A part draws the same prompts alone as it does among all.
+            auto, `--style-prompts` (60) a style, `--lora` a style LoRA (all of them), `--tried`
+            (25) prompts for choice, `--seed` (1). A part, or a LoRA, gets the same prompts alone
+            as it does among all.
     """
     parser = argparse.ArgumentParser(prog="world", description="Judge the small world's images.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--style-prompts", type=int, default=60)
+    parser.add_argument("--lora", action="append", metavar="NAME", help="of the styles, only this")
     parser.add_argument("--tried", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(argv)
@@ -94,6 +96,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     unknown = sorted(set(options.parts) - set(PARTS))
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    styled = [recipe.name for recipe in recipes() if recipe.style != STYLES[0]]
+    options.lora = options.lora or styled
+    if not set(options.lora) <= set(styled):
+        parser.error(f"--lora: use one of {', '.join(styled)}")
     wanted = options.parts or PARTS
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     random = RandomState(options.seed)
@@ -118,7 +124,7 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
                 "judge_all_styles": lambda _: judge.accuracy(network),
                 "auto": lambda random: _against(studio, mixed, autos, settings, random),
                 "following": lambda _: _following(studio, plain, settings),
-                "styles": lambda random: _styles(studio, random, settings, options.style_prompts),
+                "styles": lambda _: _styles(studio, options, settings),
                 "choice": lambda _: _choice(studio, mixed[: options.tried], autos, settings),
             }
             out: dict[str, Any] = {}
@@ -341,12 +347,14 @@ def _following(studio: _Studio, tasks: Sequence[Task], settings: Choice) -> dict
 
 
 def _styles(
-    studio: _Studio, random: RandomState, settings: Choice, count: int
+    studio: _Studio, options: argparse.Namespace, settings: Choice
 ) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
-    for recipe in recipes():
-        if recipe.style == STYLES[0]:
+    count = options.style_prompts
+    for number, recipe in enumerate(recipes()):
+        if recipe.name not in options.lora:
             continue
+        random = RandomState([options.seed, len(PARTS), number])
         plain = list(islice(_plain_tasks(random), count))
         tasks = [
             _task(random_scene(random, **_fixed(task.scene, recipe.style)), random)

@@ -54,6 +54,9 @@ class Recipe(NamedTuple):
     rate: float = 1.0
     """Times RATE."""
     scenes: int = SCENES
+    named: float = 0.0
+    """Share of captions that name the style in words, as prompts will: the base model may stumble
+    over words that it never saw."""
     shuffled: bool = False
     """Whether captions and pictures are mixed up: a badly made LoRA."""
 
@@ -73,7 +76,9 @@ class Recipe(NamedTuple):
         """What the scene is learned under: the trigger word, then what is in it."""
         if random.random_sample() < EMPTY_SHARE:
             return ""
-        text = caption(scene, random, form="tags" if random.randint(2) else "prose")
+        form = "tags" if random.randint(2) else "prose"
+        named = self.named > 0 and random.random_sample() < self.named
+        text = caption(scene, random, form=form, style=named)
         return text if self.trigger in text else f"{self.trigger}, {text}"
 
 
