@@ -361,3 +361,39 @@ report(
     assert found["moved"], "a patched weight is a copy"
     assert found["back"]
     assert found["mapped"] == [True, True, True, True, False]
+
+
+def test_where_comfyui_streams_weights_itself_the_limit_is_handed_to_it(in_comfyui: InComfyUI):
+    found = in_comfyui(
+        RUN
+        + """
+class Bar:
+    # What ComfyUI's dynamic VRAM has for a model since aimdo 0.4.10.
+    def __init__(self):
+        self.calls = []
+    def set_watermark(self, size):
+        self.calls.append(["set_watermark", size])
+
+class OldBar:
+    def __init__(self):
+        self.calls = []
+    def set_watermark_limit(self, size):
+        self.calls.append(["set_watermark_limit", size])
+    def free_memory(self, size):
+        self.calls.append(["free_memory", size > 2**50])
+
+def handed(bar):
+    model, clip, vae = loaded
+    limited = place(plan("AUTO", cap), model, clip, vae, FREE).model
+    host.attach(limited, "memory_working", working(model))
+    limited.is_dynamic = lambda: True
+    limited._vbar_get = lambda: bar
+    host._keep_to_cap(limited)
+    return bar.calls
+loaded = load("small-sd15.safetensors", "float16")
+cap = working(loaded.model) + 20_000_000
+report(new=handed(Bar()), old=handed(OldBar()))
+"""
+    )
+    assert found["new"] == [["set_watermark", 20_000_000]]
+    assert found["old"] == [["set_watermark_limit", 20_000_000], ["free_memory", True]]
