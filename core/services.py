@@ -110,7 +110,7 @@ from .memory import (
     report_resources,
     write_settings,
 )
-from .memory.recovery import Means, Setup, Step, next_step
+from .memory.recovery import Means, Setup, Step, cheaper_than, next_step
 from .memory.remembered import LOADING, Fallback, forget, recall, remember
 from .memory.residency import ModelKey, file_stamp
 from .plan import (
@@ -1041,7 +1041,7 @@ class Services:
             # Not in the handler: the error's frames hold what was being computed.
             gave_way = self.pool.give_way() + host.unload_others()
             room = gave_way > 0 and not made_room
-            step = next_step(done.stage, setup, self._means(plan, room=room))
+            step = next_step(done.stage, setup, self._means(plan, asked, room=room))
             log.warning("Intelligent Generation: out of memory (%s): %s", done.stage, problem)
             if step is None:
                 raise self._nothing_left(plan, done.stage, problem, notices, free)
@@ -1065,8 +1065,12 @@ class Services:
         """The plan with what was given up for it before."""
         if found is None or plan.concessions != Concessions():
             return plan, asked, ()
+        means = self._means(plan, asked, room=False)
         setup = asked._replace(
-            int8=asked.int8 or (found.setup.int8 and self._means(plan, room=False).int8),
+            strategy=(
+                found.setup.strategy if found.setup.strategy in means.cheaper else asked.strategy
+            ),
+            int8=asked.int8 or (found.setup.int8 and means.int8),
             tiled_decode=found.setup.tiled_decode,
             images_at_once=min(found.setup.images_at_once, asked.images_at_once),
         )
@@ -1084,16 +1088,20 @@ class Services:
         free = self._free_memory()
         return free.vram if host.HostMachine().device_kind in OWN_MEMORY else free.ram
 
-    def _means(self, plan: GenerationPlan, *, room: bool) -> Means:
+    def _means(self, plan: GenerationPlan, asked: Setup, *, room: bool) -> Means:
         sampling = plan.sampling
         sizes = [(sampling.width, sampling.height)]
         if sampling.second_pass is not None:
             sizes.append((sampling.second_pass.width, sampling.second_pass.height))
+        now = plan.memory.strategy if plan.memory else "AUTO"
+        own_memory = host.HostMachine().device_kind in OWN_MEMORY
         return Means(
             room=room,
+            # A strategy that the user named stays.
+            cheaper=cheaper_than(now) if own_memory and asked.strategy == "AUTO" else (),
             # ComfyUI's cache keeps the model as it was: at int8 there is less on the device, and
             # where that is the processor, more in all.
-            int8=host.HostMachine().device_kind in OWN_MEMORY and _can_be_int8(plan),
+            int8=own_memory and _can_be_int8(plan),
             tiles=max(max(size) for size in sizes) > host.TILE,
         )
 
@@ -1625,7 +1633,11 @@ def _with_setup(plan: GenerationPlan, setup: Setup) -> GenerationPlan:
         tiled_decode=setup.tiled_decode,
         images_at_once=None if whole else setup.images_at_once,
     )
-    return plan.model_copy(update={"concessions": conceded})
+    memory = plan.memory
+    if setup.strategy != (memory.strategy if memory else "AUTO"):
+        memory = memory or plan_memory(read_machine(host.HostMachine()))
+        memory = memory.model_copy(update={"strategy": setup.strategy})
+    return plan.model_copy(update={"concessions": conceded, "memory": memory})
 
 
 _STAGES = {

@@ -15,6 +15,11 @@ Stage = Literal["load", "encode", "sample", "refine", "decode"]
 RungName = Literal["room", "placement", "int8", "tiled_decode", "images_at_once"]
 
 
+_AUTO = "AUTO"
+_CHEAPER = ("CPU_OFFLOAD", "SEQUENTIAL")
+"""Strategies with less on the device than AUTO, the nearest first."""
+
+
 class Setup(NamedTuple):
     """How a run is carried out, as far as the ladder changes it."""
 
@@ -46,6 +51,13 @@ class Step(NamedTuple):
     """What is done instead, for people: a clause."""
     changes: str
     """What that does to the image: a sentence."""
+
+
+def cheaper_than(strategy: str) -> tuple[str, ...]:
+    """Strategies with less on a device of its own memory, the nearest first; empty for one that
+    only a person chooses."""
+    below = (_AUTO, *_CHEAPER)
+    return below[below.index(strategy) + 1 :] if strategy in below else ()
 
 
 def next_step(stage: Stage, setup: Setup, means: Means) -> Step | None:

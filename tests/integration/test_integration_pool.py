@@ -142,6 +142,21 @@ def test_the_pool_is_read_set_and_emptied_over_http(pool, images, client: Client
     wait_for(lambda: not pool()["models"])
 
 
+def test_a_model_that_is_let_go_while_a_prompt_runs_goes_after_it(
+    pool, images, client: Client, stock_graph: Callable[..., Any]
+):
+    images(A, seed=1)
+    graph = stock_graph(steps=60, seed=2)  # of stock nodes alone: the pool has no part in it
+    prompt_id = client.queue(graph)
+    wait_for(lambda: bool(client.get("/queue").json()["queue_running"]))
+    answer = client.request("DELETE", f"{MEMORY}/models")
+    assert answer.status_code == 202
+    assert len(answer.json()["pool"]["models"]) == 1
+    client.interrupt()
+    client.history(prompt_id)
+    wait_for(lambda: not pool()["models"])
+
+
 def test_stock_loaders_are_served_where_comfyui_takes_cache_providers(
     pool, images, comfyui: ComfyUI, other: str
 ):

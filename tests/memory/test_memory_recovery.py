@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from intelligent_generation.core.memory.recovery import Means, Setup, next_step
+from intelligent_generation.core.memory.recovery import Means, Setup, cheaper_than, next_step
 from intelligent_generation.core.memory.remembered import Fallback, forget, recall, remember
 from intelligent_generation.core.storage import Database
 
@@ -46,6 +46,12 @@ def test_a_rung_that_is_not_there_or_cannot_help_is_left_out():
     assert descend("sample", Setup(), Means()) == []
     assert descend("load", Setup(), Means(int8=True, tiles=True)) == [("int8", Setup(int8=True))]
     assert descend("encode", Setup(images_at_once=4), Means(tiles=True)) == []
+
+
+def test_what_is_cheaper_than_a_strategy():
+    assert cheaper_than("AUTO") == ("CPU_OFFLOAD", "SEQUENTIAL")
+    assert cheaper_than("CPU_OFFLOAD") == ("SEQUENTIAL",)
+    assert cheaper_than("SEQUENTIAL") == cheaper_than("FULL_GPU") == ()
 
 
 def test_a_step_says_what_is_done_and_what_it_changes():
