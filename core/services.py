@@ -1027,9 +1027,13 @@ class Services:
         found = self._recall(key, configuration, free)
         plan, setup, notices = self._as_it_worked(plan, asked, found)
         if setup.int8 and not asked.int8:
-            model, clip, plan = self._at_int8(plan, request)
+            swapped = self._at_int8(plan, request)
+            if swapped is None:
+                setup = setup._replace(int8=False)
+            else:
+                model, clip, plan = swapped
         done = Progress()
-        made_room = fell_short = False
+        made_room = fell_short = no_int8 = False
         while True:
             try:
                 sampled = run(plan, model, clip, vae, locate=self._locate, progress=done)
@@ -1041,15 +1045,23 @@ class Services:
             # Not in the handler: the error's frames hold what was being computed.
             gave_way = self.pool.give_way() + host.unload_others()
             room = gave_way > 0 and not made_room
-            step = next_step(done.stage, setup, self._means(plan, asked, room=room))
-            log.warning("Intelligent Generation: out of memory (%s): %s", done.stage, problem)
+            means = self._means(plan, asked, room=room)
+            means = means._replace(int8=means.int8 and not no_int8)
+            stage = done.stage
+            log.warning("Intelligent Generation: out of memory (%s): %s", stage, problem)
+            step = next_step(stage, setup, means)
+            if step is not None and step.rung == "int8":
+                swapped = self._at_int8(plan, request)
+                if swapped is None:
+                    no_int8 = True
+                    step = next_step(stage, setup, means._replace(int8=False))
+                else:
+                    model, clip, plan = swapped
+                    done = Progress()
             if step is None:
-                raise self._nothing_left(plan, done.stage, problem, notices, free)
+                raise self._nothing_left(plan, stage, problem, notices, free)
             setup, made_room, fell_short = step.setup, made_room or room, True
-            notices = (*notices, _conceded(done.stage, step))
-            if step.rung == "int8":
-                model, clip, plan = self._at_int8(plan, request)
-                done = Progress()
+            notices = (*notices, _conceded(stage, step))
             plan = _with_setup(plan, setup)
         if sampled.tiled_decode and not setup.tiled_decode:
             setup, fell_short = setup._replace(tiled_decode=True), True
@@ -1107,16 +1119,21 @@ class Services:
 
     def _at_int8(
         self, plan: GenerationPlan, request: SamplerRequest
-    ) -> tuple[Any, Any, GenerationPlan]:
-        """MODEL and CLIP of the plan's files at int8, and the plan with them. CLIP stays where
-        another node made it, or it lies in other files."""
+    ) -> tuple[Any, Any, GenerationPlan] | None:
+        """MODEL and CLIP of the plan's files at int8, and the plan with them; None where RAM is
+        short for that. CLIP stays where another node made it, or it lies in other files."""
         part, text = plan.model.part("diffusion_model"), plan.model.part("text_encoder")
         assert part is not None
         policy = plan.memory or plan_memory(read_machine(host.HostMachine()))
         policy = policy.model_copy(update={"weight_dtype": "int8"})
         if policy.strategy == "DISK_OFFLOAD":  # which uses weights as the file has them
             policy = policy.model_copy(update={"strategy": "SEQUENTIAL"})
-        loaded = self._load(ModelChoice(part.files[0], variant=plan.model.variant or ""), policy)
+        choice = ModelChoice(part.files[0], variant=plan.model.variant or "")
+        try:
+            loaded = self._load(choice, policy)
+        except ShortOfMemoryError as error:
+            log.warning("Intelligent Generation: int8 was not possible: %s", error)
+            return None
         same = text is not None and text.files == part.files
         clip = loaded.clip if same else request.clip
         info = describe_model(loaded.model, clip, request.vae)

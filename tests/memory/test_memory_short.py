@@ -157,6 +157,40 @@ report(
     assert found["same"]
 
 
+def test_on_a_device_less_is_held_there_before_the_batch_is_cut(
+    in_comfyui: InComfyUI, database: str
+):
+    found = in_comfyui(
+        LIMITED
+        + """
+host.HostMachine.device_kind = property(lambda self: "cuda")  # all the rest stays a processor's
+asked = request(work.load_model(choice), 192, 192, batch_size=4)
+whole = work.generate(asked)
+back = at_first_call("sample", 130)
+short = work.generate(asked)
+back()
+again = work.generate(asked)
+report(
+    codes=codes(short.generation),
+    strategies=[one.generation.plan.memory and one.generation.plan.memory.strategy
+                for one in (whole, short, again)],
+    dtype=short.generation.plan.model.weight_dtype,
+    near=float((short.image - whole.image).abs().max()),
+    same=float((short.image - again.image).abs().max()),
+)
+""",
+        database,
+    )
+    ran_out = [code for code in found["codes"] if code.startswith("out_of_memory_")]
+    assert ran_out[:2] == ["out_of_memory_placement"] * 2
+    # int8 would be next. Its file cannot be mapped under this limit, so the batch is.
+    assert set(ran_out[2:]) == {"out_of_memory_images_at_once"}
+    assert found["strategies"] == [None, "SEQUENTIAL", "SEQUENTIAL"]
+    assert found["dtype"] == "auto"
+    assert found["near"] < 0.02
+    assert found["same"] == 0
+
+
 def test_when_nothing_is_left_the_error_says_what_was_tried_and_the_next_load_is_at_int8(
     in_comfyui: InComfyUI, database: str
 ):
