@@ -7,8 +7,9 @@ import json
 import math
 import statistics
 import time
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,18 @@ from ..core.catalog import (
     lora_fit,
 )
 from ..core.catalog.digest import weight_in_words
-from ..core.plan import FileRef, PromptAnalysis
+from ..core.embedding import model_folder, open_encoder
+from ..core.plan import Clause, FileRef, PromptAnalysis
 from ..core.prompting import analyze
 from ..core.recommending import recommend
 from ..core.recommending.index import Index, index_of, read_entry
+from ..core.recommending.meaning import Meaning
+from ..core.recommending.query import read_query
 from ..core.recommending.recommender import intent_factor
-from ..core.recommending.scoring import read_query, score
+from ..core.recommending.scoring import Ranking, load_ranking, score
 from ..core.recommending.strengths import strength_for
 from ..core.recommending.text import STOPWORDS, words
+from ..core.recommending.vectors import Similarity
 from .parameters import FAMILY_NAMES
 
 RANKED = 20
@@ -41,6 +46,8 @@ DESCRIPTION = 1000
 SATURATION, LENGTH = 1.2, 0.75
 """BM25's k1 and b, at their usual values (Robertson and Zaragoza 2009)."""
 RESAMPLES = 1000
+FOLDS = 5
+VECTORS = Path(__file__).parent.parent / ".cache" / "recommend" / "lora_vectors.bin"
 SCALES = (7_500, 100_000)
 
 Row = Mapping[str, Any]
@@ -68,7 +75,8 @@ def main(argv: list[str]) -> dict[str, Any]:
 
     `predict` writes one answer a pair, made by the code that LoRARecommender runs. `compare`
     tells how often a LoRA that was used is among the first three, ours beside BM25 over all
-    text, with the 95 % interval of the paired difference (bootstrap over pairs). `scale` takes
+    text, the cosine of MiniLM, the fusion of both and requirement 2.9's formula, with the 95 %
+    interval of the paired difference (bootstrap over pairs). `scale` takes
     the median time of one recommendation, reading the prompt included, in libraries of 7,500 and
     100,000, made by repeating the given one under other names.
     """
@@ -78,28 +86,37 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--field", choices=("prompt", "prompt_wo_triggers"), default="prompt")
     parser.add_argument("--out", type=Path, help="where predict writes its answers")
+    parser.add_argument("--words-only", action="store_true", help="without the embedding model")
+    parser.add_argument("--crossed", type=Path, help="recommend_fit's --folds: no LoRA seen")
     parser.add_argument("--most", type=int, help="take this many pairs, evenly spread")
     options = parser.parse_args(argv)
     if options.action == "predict" and options.out is None:
         parser.error("predict needs --out")
     if options.most is not None and options.most < 2:
         parser.error("--most takes 2 or more: an interval needs them")
-    rows = [row for path in options.library for row in _lines(path)]
-    pairs = _lines(options.pairs)
+    rows = [row for path in options.library for row in lines(path)]
+    pairs = lines(options.pairs)
     if options.most is not None:
         pairs = pairs[:: max(1, len(pairs) // options.most)][: options.most]
     if not rows or not pairs:
         parser.error("--library and --pairs must each hold a line or more")
-    actions: Mapping[str, Callable[[], dict[str, Any]]] = {
-        "predict": lambda: _predict(rows, pairs, options.field, options.out),
-        "compare": lambda: _compare(rows, pairs, options.field),
-        "scale": lambda: _scale(rows, pairs, options.field),
-    }
-    return {"action": options.action, "field": options.field, **actions[options.action]()}
+    said = {"action": options.action, "field": options.field}
+    if options.action == "scale":
+        return {**said, **_scale(rows, pairs, options.field, options.words_only)}
+    setup = set_up(rows, words_only=options.words_only, crossed=options.crossed)
+    if options.action == "predict":
+        return {**said, **_predict(rows, pairs, options.field, options.out, setup)}
+    return {**said, **_compare(rows, pairs, options.field, setup)}
 
 
-def _lines(path: Path) -> list[Row]:
+def lines(path: Path) -> list[Row]:
+    """The rows of a file with one JSON object a line."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def neighbors_of(path: Path) -> dict[object, set[object]]:
+    """Models that fit where another one does, by model id."""
+    return {row["model_id"]: {n["model_id"] for n in row["neighbors"]} for row in lines(path)}
 
 
 def family_named(name: str) -> str:
@@ -143,20 +160,59 @@ def library_of(rows: Iterable[Row]) -> LoraLibrary:
 # --------------------------------------------------------------------------- answers
 
 
-def answer(text: str, family: str, library: LoraLibrary, ids: Sequence[str]) -> Answer:
+class Setup(NamedTuple):
+    """What the recommender works with."""
+
+    library: LoraLibrary
+    ids: Sequence[str]
+    """Of the library's entries, in their order."""
+    meaning: Meaning | None
+    """None compares words alone."""
+    rankings: Sequence[Ranking] = ()
+    """One for each fold of recommend_fit; none for ranking.json."""
+
+
+def set_up(rows: Sequence[Row], *, words_only: bool, crossed: Path | None) -> Setup:
+    """The rows as a library, read and compared by meaning; vectors are kept for the next time."""
+    library = library_of(rows)
+    meaning = None
+    if not words_only:
+        meaning = Meaning(VECTORS, lambda: open_encoder(model_folder()))
+        meaning.start(library)
+        if (status := meaning.wait()).state != "ready":
+            raise SystemExit(f"Not compared by meaning ({status.problem}); use --words-only.")
+    index_of(library)
+    rankings = [load_ranking(crossed / f"{fold}.json") for fold in range(FOLDS)] if crossed else ()
+    return Setup(library, [row["id"] for row in rows], meaning, rankings)
+
+
+def fold_of(model: object) -> int:
+    """The fold of a LoRA's model id, for fitting on some and measuring on others."""
+    return zlib.crc32(str(model).encode()) % FOLDS
+
+
+def model_of(row: Row) -> object:
+    """What all versions of a LoRA share."""
+    return row["id"] if row["model_id"] is None else row["model_id"]
+
+
+def answer(text: str, family: str, setup: Setup, ranking: Ranking | None = None) -> Answer:
     """What LoRARecommender would say of a prompt, and what it ranks behind that.
 
     Args:
         text: the prompt.
         family: of the model, as the data calls it.
-        ids: of the library's entries, in their order.
     """
+    library, ids = setup.library, setup.ids
     if not text.strip():  # nothing but trigger words: the node refuses it
         return Answer((), 0, 0.0)
     family = family_named(family)
     started = time.perf_counter()
     analysis = analyze(text)
-    plan = recommend(analysis, library, family=family, fit=lora_fit)
+    like = setup.meaning.similarity(library, analysis.clauses) if setup.meaning else None
+    plan = recommend(
+        analysis, library, family=family, fit=lora_fit, similarity=like, ranking=ranking
+    )
     seconds = time.perf_counter() - started
     named = {entry.file.name: id for entry, id in zip(library.entries, ids, strict=True)}
     ranked = {
@@ -165,7 +221,7 @@ def answer(text: str, family: str, library: LoraLibrary, ids: Sequence[str]) -> 
     }
     recommended = len(ranked)
     index = index_of(library)
-    for position, confidence in _scored(analysis, index, family):
+    for position, confidence in _scored(analysis, index, family, like, ranking):
         if len(ranked) >= RANKED:
             break
         weight = index.entries[position].recommended_weight
@@ -174,21 +230,45 @@ def answer(text: str, family: str, library: LoraLibrary, ids: Sequence[str]) -> 
     return Answer(tuple(ranked.values()), recommended, seconds)
 
 
-def _scored(analysis: PromptAnalysis, index: Index, family: str) -> Iterable[tuple[int, float]]:
-    fits = {each: lora_fit(each, family) for each in index.families}
-    scores = score(index, read_query(analysis.clauses), fits, intent_factor(analysis.intent))
+def _scored(
+    analysis: PromptAnalysis,
+    index: Index,
+    family: str,
+    like: Similarity | None,
+    ranking: Ranking | None,
+) -> Iterable[tuple[int, float]]:
+    # Rows without a family are never recommended, but a file's tensors would tell it.
+    fits = {e: 1.0 if e == "unknown" else lora_fit(e, family) for e in index.families}
+    scores = score(
+        index,
+        read_query(analysis.clauses),
+        fits,
+        intent_factor(analysis.intent),
+        similarity=like,
+        ranking=ranking,
+    )
     for position, confidence in zip(scores.positions, scores.confidence, strict=True):
-        family_of_lora = index.entries[position].family
-        # Rows without a family are never recommended, but a file's tensors would tell it.
-        if fits[family_of_lora] > 0 or family_of_lora == "unknown":
+        if fits[index.entries[position].family] > 0:
             yield int(position), float(confidence)
 
 
-def _predict(rows: Sequence[Row], pairs: Sequence[Row], field: str, out: Path) -> dict[str, Any]:
-    library, ids = library_of(rows), [row["id"] for row in rows]
+def _ranking_for(pair: Row, rows: Mapping[str, Row], setup: Setup) -> Ranking | None:
+    """The trees that saw none of the pair's LoRAs; None for ranking.json."""
+    if not setup.rankings:
+        return None
+    targets = [t["lora_id"] for t in pair["targets"] if t["lora_id"] in rows]
+    if not targets:
+        return setup.rankings[zlib.crc32(pair["prompt"].encode()) % FOLDS]
+    return setup.rankings[fold_of(model_of(rows[targets[0]]))]
+
+
+def _predict(
+    rows: Sequence[Row], pairs: Sequence[Row], field: str, out: Path, setup: Setup
+) -> dict[str, Any]:
+    of_id = {row["id"]: row for row in rows}
     with out.open("w", encoding="utf-8", newline="\n") as file:
         for pair in pairs:
-            said = answer(pair[field], pair["family"], library, ids)
+            said = answer(pair[field], pair["family"], setup, _ranking_for(pair, of_id, setup))
             line = {
                 "id": pair["id"],
                 "ranked": [one._asdict() for one in said.ranked],
@@ -231,54 +311,99 @@ class Bm25:
         return [int(position) for position in order[: 10 * RANKED] if scores[position] > 0]
 
 
-def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str) -> dict[str, Any]:
-    library, ids = library_of(rows), [row["id"] for row in rows]
-    models = {row["id"]: row["id"] if row["model_id"] is None else row["model_id"] for row in rows}
+def _seed_formula(
+    entry: LoraEntry, cosine: float, prompt_words: frozenset[str], rarity: float = 0.5
+) -> float:
+    """Requirement 2.9: .40 cosine, .30 share of trigger words in the prompt, .20 rating, .10
+    history. Ratings in its form for sites without stars; no history counts as neutral."""
+    triggers = [t for t in read_entry(entry).triggers]
+    named = sum(set(t.words) <= prompt_words for t in triggers) / len(triggers) if triggers else 0.0
+    popular = 0.5 * min(math.log10(1 + (entry.downloads or 0)) / 5, 1.0)
+    popular += 0.5 * min(math.log10(1 + (entry.likes or 0)) / 3, 1.0)
+    return 0.40 * cosine + 0.30 * named + 0.20 * popular + 0.10 * rarity
+
+
+def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str, setup: Setup) -> dict[str, Any]:
+    library, ids, meaning, _ = setup
+    models = {row["id"]: model_of(row) for row in rows}
+    of_id = {row["id"]: row for row in rows}
     pairs = [pair for pair in pairs if any(t["lora_id"] in models for t in pair["targets"])]
     bm25 = Bm25(library)
-    hits: dict[str, list[bool]] = {"ours": [], "bm25": []}
+    hits: dict[str, list[bool]] = {}
     for pair in pairs:
+        text, family = pair[field], family_named(pair["family"])
         used = {models[t["lora_id"]] for t in pair["targets"] if t["lora_id"] in models}
-        said = answer(pair[field], pair["family"], library, ids)
-        fitting = [
+        said = answer(text, pair["family"], setup, _ranking_for(pair, of_id, setup))
+        fitting = {
             position
-            for position in bm25.order(pair[field])
-            if (theirs := library.entries[position].family) == "unknown"
-            or lora_fit(theirs, family_named(pair["family"])) > 0
-        ]
-        orders = {"ours": [one.id for one in said.ranked], "bm25": [ids[at] for at in fitting]}
+            for position, entry in enumerate(library.entries)
+            if entry.family == "unknown" or lora_fit(entry.family, family) > 0
+        }
+        by_words = [at for at in bm25.order(text) if at in fitting]
+        orders = {"ours": [one.id for one in said.ranked], "bm25": [ids[at] for at in by_words]}
+        like = meaning.similarity(library, [Clause(text=text, weight=1.0)]) if meaning else None
+        if like is not None:
+            cosine = [int(at) for at in np.argsort(-like.prompt, kind="stable") if at in fitting]
+            orders["minilm"] = [ids[at] for at in cosine[: 10 * RANKED]]
+            orders["rank_fusion"] = [ids[at] for at in fused(by_words, cosine[: 10 * RANKED])]
+            asked = frozenset(words(text))
+            best = {*cosine[: 10 * RANKED], *by_words}
+            formula = {
+                at: _seed_formula(library.entries[at], float(like.prompt[at]), asked) for at in best
+            }
+            ranked = sorted(formula, key=lambda at: (-formula[at], at))
+            orders["requirement_2_9"] = [ids[at] for at in ranked]
         for name, order in orders.items():
             first = list(dict.fromkeys(models[id] for id in order))[:FIRST]
-            hits[name].append(not used.isdisjoint(first))
-    shares = {name: round(statistics.mean(found), 4) for name, found in hits.items()}
-    difference = np.array(hits["ours"], float) - np.array(hits["bm25"], float)
-    draws = np.random.RandomState(0).randint(len(difference), size=(RESAMPLES, len(difference)))
-    interval = np.quantile(difference[draws].mean(1), (0.025, 0.975))
+            hits.setdefault(name, []).append(not used.isdisjoint(first))
+    ours = np.array(hits["ours"], float)
+    draws = np.random.RandomState(0).randint(len(ours), size=(RESAMPLES, len(ours)))
+
+    def interval(values: np.ndarray) -> list[float]:
+        ends = np.quantile(values[draws].mean(1), (0.025, 0.975))
+        return [round(float(end), 4) for end in ends]
+
     return {
-        "hit@3": shares,
-        "over_bm25": [round(float(end), 4) for end in interval],
+        "hit@3": {name: round(statistics.mean(found), 4) for name, found in hits.items()},
+        "interval": interval(ours),
+        "lead": {
+            name: interval(ours - np.array(found, float))
+            for name, found in hits.items()
+            if name != "ours"
+        },
         "pairs": len(pairs),
         "library": len(rows),
     }
 
 
+def fused(*orders: Sequence[int]) -> list[int]:
+    """Reciprocal rank fusion at its usual 60 (Cormack, Clarke and Buettcher 2009)."""
+    scores: Counter[int] = Counter()
+    for order in orders:
+        for place, at in enumerate(order):
+            scores[at] += 1.0 / (60 + place)  # pyright: ignore[reportArgumentType]
+    return [at for at, _ in scores.most_common()]
+
+
 # --------------------------------------------------------------------------- scale
 
 
-def _scale(rows: Sequence[Row], pairs: Sequence[Row], field: str) -> dict[str, Any]:
+def _scale(
+    rows: Sequence[Row], pairs: Sequence[Row], field: str, words_only: bool
+) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for size in SCALES:
         many = [
             {**row, "id": f"{row['id']}-{number}", "file_name": f"{row['file_name']} {number}"}
             for number, row in enumerate(_repeated(rows, size))
         ]
-        library, ids = library_of(many), [row["id"] for row in many]
         started = time.perf_counter()
-        index_of(library)
+        setup = set_up(many, words_only=words_only, crossed=None)
         built = time.perf_counter() - started
-        taken = [answer(pair[field], pair["family"], library, ids).seconds for pair in pairs]
+        taken = [answer(pair[field], pair["family"], setup).seconds for pair in pairs]
         out[str(size)] = {
             "build_seconds": round(built, 2),
+            "index_megabytes": round(index_of(setup.library).bytes() / 1e6, 1),
             "median_ms": round(1000 * statistics.median(taken), 2),
             "slowest_ms": round(1000 * max(taken), 2),
         }

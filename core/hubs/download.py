@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from ..errors import DownloadError, HubBusyError, ModelFileError
+from ..filelock import one_writer
 from .answers import HUB_NAMES, failure, retry_after
 from .entries import Hub
-from .filelock import one_writer
 from .http import (
     Answer,
     Effects,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 from array import array
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import chain, pairwise, repeat
 from pathlib import Path, PurePosixPath
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..catalog.entries import LoraEntry, LoraLibrary
-from .text import STOPWORDS, name_words, pieces, words
+from .text import STOPWORDS, contains, name_words, pieces, words
 
 MAX_PHRASE = 6
 """Longest phrase of the prompt, in words, that is looked up as a whole."""
@@ -26,6 +27,8 @@ JOINED = "+"
 MAX_TRIGGERS = 64
 """Trigger words of one LoRA that are read; some files list hundreds of caption tags."""
 
+_TELLING_SHARE = 0.5
+"""Share of the training images from which a caption tag says what a LoRA is for."""
 _BACKGROUND_ENTRIES = 5000
 """How many LoRAs the background rates count for against the library's own. In a library of
 twelve every word is in one LoRA of twelve; that says nothing of how telling it is."""
@@ -78,88 +81,116 @@ def read_entry(entry: LoraEntry) -> EntryText:
     )
 
 
-class Field:
-    """Posting lists of one field: term -> the LoRAs that have it and how strongly."""
+# What of a LoRA a term stands in. A term can stand in several.
+NAME, STEM, TRIGGER, FIRST_TRIGGER, TAG, DESCRIPTION, TRIGGER_PHRASE, TAG_PHRASE = (
+    1 << bit for bit in range(8)
+)
+TELLING = 0xFF & ~DESCRIPTION
+"""Where a term says what the LoRA is for, and counts towards how rare it is."""
+_HASHES = 1 << 16
 
-    def __init__(self, size: int) -> None:
-        self._numbers: defaultdict[str, int] = defaultdict()
-        self._numbers.default_factory = self._numbers.__len__
-        self._building = (array("i"), array("i"), array("f"))
-        self._starts: Indices = np.zeros(1, np.int32)
-        self._positions: Indices = np.zeros(0, np.int32)
-        self._weights: Floats = np.zeros(0, np.float32)
-        self.mass: Floats = np.zeros(size, np.float32)
-        """Summed rarity of a LoRA's terms in this field; 0 where the field is missing."""
 
-    def add(self, position: int, terms: Mapping[str, float]) -> None:
-        numbers, positions, weights = self._building
-        numbers.extend(map(self._numbers.__getitem__, terms))
-        positions.extend(repeat(position, len(terms)))
-        weights.extend(terms.values())
+class Grams(NamedTuple):
+    """Hashed runs of three letters of one text a LoRA, to compare spellings."""
 
-    def close(self) -> None:
-        """Sort what was added by term. Nothing can be added afterwards."""
-        numbers, positions, weights = (np.asarray(column) for column in self._building)
-        order = np.argsort(numbers, kind="stable")
-        self._positions, self._weights = positions[order], weights[order]
-        counts = np.bincount(numbers, minlength=len(self._numbers))
-        self._starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-        self._numbers.default_factory = None
-        self._building = (array("i"), array("i"), array("f"))
-
-    def get(self, term: str) -> tuple[Indices, Floats] | None:
-        number = self._numbers.get(term)
-        if number is None:
-            return None
-        rows = slice(self._starts[number], self._starts[number + 1])
-        return self._positions[rows], self._weights[rows]
+    starts: Indices
+    """LoRA i has `hashes[starts[i]:starts[i + 1]]`, each once."""
+    hashes: npt.NDArray[np.uint16]
 
 
 class Index:
-    """A library ready to be searched. Positions are positions in `entries`."""
+    """A library ready to be searched. Positions are positions in `entries`.
+
+    One posting list a term, a word or a whole phrase, with a byte that tells the fields it stands
+    in: 5 bytes a posting.
+    """
 
     def __init__(self, entries: Sequence[LoraEntry]) -> None:
         self.entries = tuple(entries)
         size = len(self.entries)
-        self.trigger = Field(size)
-        """Whole trigger phrases."""
-        self.trigger_words = Field(size)
-        """The single words of the trigger phrases."""
-        self.title = Field(size)
-        self.stem = Field(size)
-        self.tags = Field(size)
-        """Whole tags, weighted by their share."""
-        self.description = Field(size)
         self.families = tuple(sorted({entry.family for entry in self.entries}))
-        self.family: Indices = np.array(
-            [self.families.index(entry.family) for entry in self.entries], np.int32
-        )
+        places = {family: place for place, family in enumerate(self.families)}
+        self.family: Indices = np.array([places[e.family] for e in self.entries], np.int32)
         """Position of each LoRA's family in `families`."""
-        texts = [read_entry(entry) for entry in self.entries]
-        self._counts: Counter[str] = Counter()
-        for text in texts:
-            self._counts.update(_telling(text))
-        self._rarity: dict[str, float] = {}
-        for position, text in enumerate(texts):
-            self._add(position, text)
-        for field in self.fields:
-            field.close()
+        self.downloads = _logarithms([entry.downloads for entry in self.entries])
+        """log10(1 + downloads); NaN where no hub says."""
+        self.likes = _logarithms([entry.likes for entry in self.entries])
+        self.trigger_count = np.zeros(size, np.float32)
+        self.tag_count = np.zeros(size, np.float32)
+        self.description_length = np.zeros(size, np.float32)
+        self.kind = np.zeros(size, np.float32)
+        """1 a character, 2 a style, 0 neither or not said."""
 
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        return (
-            self.trigger,
-            self.trigger_words,
-            self.title,
-            self.stem,
-            self.tags,
-            self.description,
-        )
+        numbers: defaultdict[str, int] = defaultdict()
+        numbers.default_factory = numbers.__len__
+        building = (array("i"), array("i"), array("B"))
+        names: list[str] = []
+        triggers: list[str] = []
+        for position, entry in enumerate(self.entries):
+            text = read_entry(entry)
+            terms = _terms_of(text)
+            building[0].extend(map(numbers.__getitem__, terms))
+            building[1].extend(repeat(position, len(terms)))
+            building[2].extend(terms.values())
+            self.trigger_count[position] = len(text.triggers)
+            self.tag_count[position] = len(text.tags)
+            self.description_length[position] = len(text.description)
+            self.kind[position] = _KINDS.index(kind_of(entry, text))
+            names.append(" ".join(chain.from_iterable(text.names)))
+            triggers.append(" ".join(t.text for t in text.triggers if t.rank == 0))
+        numbers.default_factory = None
+        self._numbers: dict[str, int] = numbers
+        number, position, fields = (np.asarray(column) for column in building)
+        order = np.argsort(number, kind="stable")
+        self._positions, self._fields = position[order], fields[order]
+        per_term = np.bincount(number, minlength=len(numbers))
+        self._starts = np.concatenate(([0], np.cumsum(per_term))).astype(np.int32)
+        telling = np.bincount(
+            number, weights=(fields & TELLING) != 0, minlength=len(numbers)
+        ).astype(np.int32)
+        self._counts: Indices = telling
+        self._rarity: dict[str, float] = {}
+        rarities = np.array([self.rarity(term) for term in numbers], np.float32)
+        self._rarity.clear()
+        self.mass = {
+            field: np.bincount(
+                position[chosen := (fields & field) != 0],
+                weights=rarities[number[chosen]],
+                minlength=size,
+            ).astype(np.float32)
+            for field in (NAME, STEM, TRIGGER, FIRST_TRIGGER)
+        }
+        """Summed rarity of a LoRA's terms in a field; 0 where the field is missing."""
+        self.name_grams = _grams_of(names)
+        self.trigger_grams = _grams_of(triggers)
+        seen = np.bincount(self.name_grams.hashes, minlength=_HASHES)
+        seen += np.bincount(self.trigger_grams.hashes, minlength=_HASHES)
+        self.gram_weights: Floats = np.log((2 * size + 1) / (seen + 1)).astype(np.float32)
 
     def family_counts(self) -> dict[str, int]:
         """How many LoRAs each family has."""
         counts = np.bincount(self.family, minlength=len(self.families))
         return dict(zip(self.families, counts.tolist(), strict=True))
+
+    def bytes(self) -> int:
+        """Bytes that the index takes, without the entries themselves."""
+        arrays = [
+            value
+            for value in vars(self).values()
+            for value in (value if isinstance(value, tuple) else (value,))
+            if isinstance(value, np.ndarray)
+        ]
+        arrays += self.mass.values()
+        terms = sys.getsizeof(self._numbers) + sum(map(sys.getsizeof, self._numbers))
+        return terms + sum(array.nbytes for array in arrays)
+
+    def get(self, term: str) -> tuple[Indices, npt.NDArray[np.uint8]] | None:
+        """The LoRAs that have a term, and the fields it stands in."""
+        number = self._numbers.get(term)
+        if number is None:
+            return None
+        rows = slice(self._starts[number], self._starts[number + 1])
+        return self._positions[rows], self._fields[rows]
 
     def rarity(self, term: str) -> float:
         """How telling a word or phrase is, in [0, 1]: 0 in every LoRA, about 0.9 in one of
@@ -172,36 +203,78 @@ class Index:
         return known
 
     def _measured_rarity(self, term: str) -> float:
-        rate = (self._counts[term] + _BACKGROUND_ENTRIES * _background(term)) / (
+        number = self._numbers.get(term)
+        count = 0 if number is None else int(self._counts[number])
+        rate = (count + _BACKGROUND_ENTRIES * _background(term)) / (
             len(self.entries) + _BACKGROUND_ENTRIES
         )
         return min(1.0, max(0.0, -math.log(rate) / RARITY_SCALE))
 
-    def _add(self, position: int, text: EntryText) -> None:
-        phrases: dict[str, float] = {}
-        for trigger in text.triggers:
-            key = " ".join(trigger.words)
-            phrases[key] = max(trigger.share, phrases.get(key, 0.0))
-        self.trigger.add(position, phrases)
-        trigger_words = {word for t in text.triggers for word in t.words} - STOPWORDS
-        self.trigger_words.add(position, dict.fromkeys(trigger_words, 1.0))
-        self.trigger_words.mass[position] = self._mass(trigger_words)
-        for field, name in zip((self.title, self.stem), text.names, strict=False):
-            telling = set(name) - STOPWORDS
-            field.mass[position] = self._mass(telling)
-            telling |= {JOINED + pair for pair in joined(name)}
-            field.add(position, dict.fromkeys(telling, 1.0))
-        tags: dict[str, float] = {}
-        for tag, share in text.tags:
-            key = " ".join(tag)
-            tags[key] = max(share, tags.get(key, 0.0))
-        self.tags.add(position, tags)
-        self.tags.mass[position] = float(len(tags))
-        self.description.add(position, dict.fromkeys(text.description, 1.0))
-        self.description.mass[position] = float(len(text.description))
 
-    def _mass(self, terms: Iterable[str]) -> float:
-        return sum(self.rarity(term) for term in terms)
+def grams(text: str) -> npt.NDArray[np.uint16]:
+    """The hashed runs of three letters of a text, each once; none for under two letters."""
+    letters = np.frombuffer(f" {text.lower()} ".encode("utf-32-le"), np.uint32)
+    if len(letters) < 4:
+        return np.zeros(0, np.uint16)
+    mixed = letters[:-2] * np.uint32(40503) ^ letters[1:-1] * np.uint32(2654435761)
+    mixed ^= letters[2:] * np.uint32(2246822519)
+    return np.unique((mixed ^ (mixed >> np.uint32(16))).astype(np.uint16))
+
+
+def _grams_of(texts: Sequence[str]) -> Grams:
+    found = [grams(text) for text in texts]
+    starts = np.concatenate(([0], np.cumsum([len(one) for one in found]))).astype(np.int32)
+    return Grams(starts, np.concatenate([np.zeros(0, np.uint16), *found]))
+
+
+def _logarithms(counts: Sequence[int | None]) -> Floats:
+    return np.array([math.nan if n is None else math.log10(1 + n) for n in counts], np.float32)
+
+
+def _terms_of(text: EntryText) -> dict[str, int]:
+    """Every term of a LoRA and the fields it stands in."""
+    terms: dict[str, int] = {}
+
+    def add(found: Iterable[str], field: int) -> None:
+        for term in found:
+            terms[term] = terms.get(term, 0) | field
+
+    add(text.description, DESCRIPTION)
+    for tag, share in text.tags:
+        field = TAG if share >= _TELLING_SHARE else DESCRIPTION
+        add(set(tag) - STOPWORDS, field)
+        if field == TAG:
+            add([" ".join(tag)], TAG_PHRASE)
+    for trigger in text.triggers:
+        add(set(trigger.words) - STOPWORDS, TRIGGER | FIRST_TRIGGER * (trigger.rank == 0))
+        add([" ".join(trigger.words)], TRIGGER_PHRASE)
+    for field, name in zip((NAME, STEM), (text.names * 2)[:2], strict=False):
+        telling = set(name) - STOPWORDS
+        add(telling | {JOINED + pair for pair in joined(name)}, field)
+    return terms
+
+
+_KINDS: tuple[str | None, ...] = (None, "character", "style")
+
+
+def kind_of(entry: LoraEntry, text: EntryText) -> str | None:
+    """By the folder it lies in, its tags as model sites give them, or `style` in its name."""
+    folders = [words(part) for part in PurePosixPath(entry.file.name).parent.parts]
+    own = [*folders, *(tag for tag, _ in text.tags)]
+    for phrase in own:
+        for kind, names in _kind_words().items():
+            if phrase in names:
+                return kind
+    for phrase in (words(entry.title), *(t.words for t in text.triggers if t.by_author)):
+        if any(contains(phrase, name) for name in _kind_words()["style"]):
+            return "style"
+    return None
+
+
+@cache
+def _kind_words() -> dict[str, frozenset[tuple[str, ...]]]:
+    data = json.loads(Path(__file__).with_name("kinds.json").read_text("utf-8"))
+    return {row["kind"]: frozenset(map(words, row["words"])) for row in data["kinds"]}
 
 
 def joined(run: Sequence[str]) -> set[str]:
@@ -209,18 +282,15 @@ def joined(run: Sequence[str]) -> set[str]:
     return {a + b for a, b in pairwise(run) if a.isascii() and b.isascii()}
 
 
-def _telling(text: EntryText) -> set[str]:
-    """Every word and every longer phrase that the LoRA says of itself."""
-    runs = [*text.names, *(t.words for t in text.triggers), *(tag for tag, _ in text.tags)]
-    found = set(chain.from_iterable(runs)) - STOPWORDS
-    found.update(" ".join(run) for run in runs[len(text.names) :] if len(run) > 1)
-    return found
-
-
 @cache
 def _vocabulary() -> dict[str, float]:
     path = Path(__file__).with_name("vocabulary.json")
     return json.loads(path.read_text("utf-8"))["rates"]
+
+
+def background_rarity(term: str) -> float:
+    """How telling a word is in prompts at large, in [0, 1]; `Index.rarity` of an empty library."""
+    return min(1.0, -math.log(_background(term)) / RARITY_SCALE)
 
 
 def _background(term: str) -> float:

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from ..catalog.entries import LoraEntry
-from .index import EntryText, joined, read_entry
-from .scoring import Query
+from .index import EntryText, joined, kind_of, read_entry
+from .query import Query
 from .text import STOPWORDS, contains, words
 
 _TAG_WORTH = 0.5
@@ -78,7 +78,7 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
         worth=worth,
         clauses=_served(query, worth),
         details={factor: detail for factor, detail in details.items() if detail},
-        kind=_kind(entry, text),
+        kind=kind_of(entry, text),
         named=_named(text, query, rarity),
         identity=frozenset(
             t.words
@@ -132,26 +132,12 @@ def _named(text: EntryText, query: Query, rarity: Callable[[str], float]) -> boo
     return False
 
 
-def _kind(entry: LoraEntry, text: EntryText) -> str | None:
-    """By the folder it lies in, its tags as model sites give them, or `style` in its name."""
-    folders = [words(part) for part in PurePosixPath(entry.file.name).parent.parts]
-    own = [*folders, *(tag for tag, _ in text.tags)]
-    for phrase in own:
-        for kind, names in _kinds().items():
-            if phrase in names:
-                return kind
-    for phrase in (words(entry.title), *(t.words for t in text.triggers if t.by_author)):
-        if any(contains(phrase, name) for name in _kinds()["style"]):
-            return "style"
-    return None
-
-
 def _sides(entry: LoraEntry, text: EntryText) -> frozenset[str]:
     """From the name and trigger words; from tags only for a style, as model sites tag every
     character of an anime `anime`."""
     said: list[tuple[str, ...]] = [words(entry.title), *text.names]
     said += [t.words for t in text.triggers if t.by_author]
-    if _kind(entry, text) == "style":
+    if kind_of(entry, text) == "style":
         said += [tag for tag, share in text.tags if share >= _TELLING_SHARE]
     return sides_of(said)
 
@@ -189,7 +175,7 @@ def _rarest(terms: Iterable[str], rarity: Callable[[str], float], most: int = 5)
 def intent_value(entry: LoraEntry, side: str, clarity: float) -> float:
     """The `intent` factor: how clearly the prompt asks for the style that this LoRA gives."""
     text = read_entry(entry)
-    is_style = _kind(entry, text) == "style"
+    is_style = kind_of(entry, text) == "style"
     return clarity if is_style and side in _sides(entry, text) else 0.0
 
 
@@ -210,9 +196,3 @@ def _side_words() -> dict[str, tuple[tuple[str, ...], ...]]:
 @cache
 def _opposed() -> frozenset[frozenset[str]]:
     return frozenset(frozenset((row["a"], row["b"])) for row in _conflicts()["opposed"])
-
-
-@cache
-def _kinds() -> dict[str, frozenset[tuple[str, ...]]]:
-    data = json.loads(Path(__file__).with_name("kinds.json").read_text("utf-8"))
-    return {row["kind"]: frozenset(map(words, row["words"])) for row in data["kinds"]}

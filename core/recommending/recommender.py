@@ -24,11 +24,13 @@ from ..plan import (
 from .assignment import Candidate, assign
 from .index import Index, index_of
 from .matching import Match, intent_value, match, side_of_intent
+from .query import Query, read_query
 from .safety import blocked_by, minors_in_sexual_context
-from .scoring import Query, Scores, read_query, score
+from .scoring import Ranking, Scores, score
 from .strengths import Chosen, balance, strength_for
 from .text import words
 from .triggers import append, needed
+from .vectors import Similarity
 
 _UNKNOWN = "unknown"
 _MOST_FITTING = 100
@@ -61,7 +63,7 @@ class RecommendSettings:
     max_loras: int = MAX_LORAS
     """LoRAs in the plan at most; the user's own count but are never left out."""
     min_confidence: float = MIN_CONFIDENCE
-    """In [0, 1]. The default is requirement 2.8's; what it measured is in weights.json."""
+    """In [0, 1]. The default is requirement 2.8's; what it measured is in ranking.json."""
     allow_style_mixing: bool = True
     """Whether two style LoRAs may be used together."""
     blocked_tags: tuple[str, ...] = ()
@@ -103,6 +105,9 @@ def recommend(
     settings: RecommendSettings = _DEFAULTS,
     user_loras: Sequence[UserLora] = (),
     remote: Mapping[FileRef, RemoteLora] = _ALL_LOCAL,
+    similarity: Similarity | None = None,
+    history: Callable[[LoraEntry], float] = lambda _: 0.0,
+    ranking: Ranking | None = None,
 ) -> LoraPlan:
     """Which LoRAs to apply to the prompt, at which strengths, and the text that goes with them.
 
@@ -118,6 +123,9 @@ def recommend(
         user_loras: the user's own choices, in order.
         remote: the entries of the library that are not on this machine, by their file, with where
             to get them. They are chosen for what no LoRA on disk serves, and are pending.
+        similarity: of meaning, in the order of the library's entries; None compares words alone.
+        history: what ratings taught of one LoRA for such a prompt, in [-1, 1].
+        ranking: how the factors are weighed; None for ranking.json.
 
     Raises:
         LoraError: a LoRA the user named is of another base model, or would put minors into a
@@ -142,7 +150,15 @@ def recommend(
         )
     else:
         candidates = sum(count for each, count in index.family_counts().items() if fits[each] > 0)
-        scores = score(index, query, fits, intent_factor(analysis.intent))
+        scores = score(
+            index,
+            query,
+            fits,
+            intent_factor(analysis.intent),
+            similarity=similarity,
+            history=history,
+            ranking=ranking,
+        )
         fitting = _sift(scores, index, query, family, fits, settings, users, report)
         fitting.sort(key=lambda candidate: candidate.entry.file in remote)
         chosen, losses = assign(

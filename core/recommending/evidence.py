@@ -1,0 +1,220 @@
+"""What speaks for each LoRA: the candidates for a prompt, and one number a column for each.
+
+`gather` looks everything up in the index; `compare` adds how each candidate stands among the
+others. ranking.json was fitted on just these columns, and names the factor that each belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .index import (
+    DESCRIPTION,
+    FIRST_TRIGGER,
+    JOINED,
+    NAME,
+    RARITY_SCALE,
+    STEM,
+    TAG,
+    TAG_PHRASE,
+    TELLING,
+    TRIGGER,
+    TRIGGER_PHRASE,
+    Floats,
+    Grams,
+    Index,
+    Indices,
+    grams,
+)
+from .query import Query
+from .vectors import Similarity
+
+BEST_BY_WORDS, BEST_BY_ALL_TEXT, BEST_BY_MEANING, BEST_BY_POPULARITY = 80, 40, 40, 20
+"""How many candidates each way of looking finds at most."""
+_MOST_CLAUSES = 60
+"""Clauses whose spelling is compared."""
+_CLAUSE_LETTERS = 80
+_LAST_PLACE = 50.0
+_WORD_FIELDS = (NAME, STEM, TRIGGER, FIRST_TRIGGER, TAG, DESCRIPTION)
+_QUALITY = frozenset({"masterpiece", "quality", "best", "detailed", "8k", "highre", "absurdre"})
+_PEOPLE = frozenset({"1girl", "girl", "woman", "1boy", "boy", "man"})
+
+COMPARED = (
+    "name", "trigger_words", "trigger", "tags", "tag_phrases", "description", "all_text", "rarest",
+    "focus", "spelling_name", "spelling_trigger", "similarity", "similarity_clause", "downloads",
+)  # fmt: skip
+"""Columns by which candidates are compared with one another."""
+
+
+class Evidence(NamedTuple):
+    """The candidates for a prompt."""
+
+    positions: Indices
+    """Positions in the index, ascending."""
+    columns: dict[str, Floats]
+    """A value for each candidate; NaN where nothing says."""
+
+
+def gather(
+    index: Index, query: Query, usable: np.ndarray, similarity: Similarity | None = None
+) -> Evidence:
+    """The LoRAs that may fit, found by words, by spelling out of all text, by meaning and by
+    popularity, and what speaks for each.
+
+    Args:
+        usable: bool [LoRAs]; the others are no candidates.
+        similarity: to the prompt, in the index's order; None compares words alone.
+    """
+    size = len(index.entries)
+    sums = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
+    tops = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
+    all_text, rarest = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    found = [
+        (index.rarity(term.removeprefix(JOINED)), emphasis, posting)
+        for term, emphasis in query.terms()
+        if (posting := index.get(term)) is not None
+    ]
+    # The rarest come last, so that what is assigned last is the largest.
+    for rarity, emphasis, (positions, fields) in sorted(found, key=lambda each: each[0]):
+        value = rarity * emphasis
+        all_text[positions] += value
+        for field in _WORD_FIELDS:
+            at = positions[(fields & field) != 0]
+            sums[field][at] += value
+            tops[field][at] = rarity
+        rarest[positions[(fields & TELLING) != 0]] = rarity
+    trigger, tag_phrases = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for phrase, emphasis in query.phrases.items():
+        if (posting := index.get(phrase)) is not None:
+            positions, fields = posting
+            value = index.rarity(phrase) * emphasis
+            at = positions[(fields & TRIGGER_PHRASE) != 0]
+            trigger[at] = np.maximum(trigger[at], value)
+            tag_phrases[positions[(fields & TAG_PHRASE) != 0]] += value
+
+    whole_prompt = sum(index.rarity(word) for word in query.words) or 1.0
+    name = np.maximum(sums[NAME], sums[STEM])
+    shares = {
+        field: np.minimum(1.0, sums[field] / np.maximum(index.mass[field], 1e-6))
+        for field in index.mass
+    }
+    name_share = np.maximum(shares[NAME], shares[STEM])
+    focus = np.minimum(1.0, np.maximum(name, sums[TRIGGER]) / whole_prompt)
+    nothing = np.full(size, math.nan, np.float32)
+    columns = {
+        "name": name,
+        "name_share": name_share,
+        "name_top": np.maximum(tops[NAME], tops[STEM]),
+        "trigger_words": sums[TRIGGER],
+        "trigger_share": shares[TRIGGER],
+        "first_trigger_share": shares[FIRST_TRIGGER],
+        "trigger_top": tops[TRIGGER],
+        "trigger": trigger,
+        "tags": sums[TAG],
+        "tag_top": tops[TAG],
+        "tag_phrases": tag_phrases,
+        "description": sums[DESCRIPTION],
+        "description_top": tops[DESCRIPTION],
+        "all_text": all_text,
+        "rarest": rarest,
+        "focus": focus,
+        "similarity": nothing if similarity is None else similarity.prompt,
+        "similarity_clause": nothing if similarity is None else similarity.clause,
+        "downloads": index.downloads,
+        "likes": index.likes,
+        "trigger_count": index.trigger_count,
+        "tag_count": index.tag_count,
+        "description_length": index.description_length,
+        "kind": index.kind,
+    }
+    by_words = name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
+    by_meaning = columns["similarity"] + columns["similarity_clause"]
+    chosen = np.zeros(size, bool)
+    for column, most in (
+        (by_words + 0.3 * sums[DESCRIPTION], BEST_BY_WORDS),
+        (all_text, BEST_BY_ALL_TEXT),
+        (by_meaning, BEST_BY_MEANING),
+        (index.downloads, BEST_BY_POPULARITY),
+    ):
+        chosen[_best(np.where(usable, column, -math.inf), most)] = True
+    positions = np.flatnonzero(chosen & usable).astype(np.int32)
+    columns = {each: column[positions] for each, column in columns.items()}
+    clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
+    columns["spelling_name"] = _alike(index, index.name_grams, positions, clauses)
+    columns["spelling_trigger"] = _alike(index, index.trigger_grams, positions, clauses)
+    return Evidence(positions, columns | _of_prompt(index, query, whole_prompt, len(positions)))
+
+
+def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats]:
+    """The columns, and for each of COMPARED its share of the best candidate's value (`…/best`)
+    and the candidate's place by it (`…#`, 0 the first), with the library's size."""
+    found = dict(columns)
+    for each in COMPARED:
+        values = np.nan_to_num(columns[each], nan=0.0)
+        best = float(values.max(initial=0.0))
+        found[f"{each}/best"] = (values / (best + 1e-6)).astype(np.float32)
+        # Equal values share the first of their places.
+        place = np.searchsorted(np.sort(-values), -values).astype(np.float32)
+        found[f"{each}#"] = np.minimum(place, _LAST_PLACE)
+    size = math.log(max(1.0, library_size)) / RARITY_SCALE
+    found["library"] = np.full(len(next(iter(columns.values()))), size, np.float32)
+    return found
+
+
+def _best(values: Floats, most: int) -> Indices:
+    """Positions of the `most` largest values above 0 (NaN and ties at the end left out)."""
+    values = np.nan_to_num(values, nan=-math.inf, neginf=-math.inf)
+    if len(values) > most:
+        at = np.argpartition(-values, most)[:most]
+    else:
+        at = np.arange(len(values))
+    return at[values[at] > 0].astype(np.int32)
+
+
+def _alike(index: Index, has: Grams, positions: Indices, clauses: list[str]) -> Floats:
+    """Cosine of hashed letter runs between each LoRA's text and the nearest clause, in [0, 1]."""
+    if not len(positions) or not clauses:
+        return np.zeros(len(positions), np.float32)
+    asked = [grams(clause) for clause in clauses]
+    known, columns = np.unique(np.concatenate(asked), return_inverse=True)
+    weights = index.gram_weights[known]
+    table = np.zeros((len(known) + 1, len(asked)), np.float32)
+    rows = np.repeat(np.arange(len(asked)), [len(one) for one in asked])
+    table[columns, rows] = weights[columns] ** 2
+    norms = np.sqrt(table.sum(0)) + 1e-6
+    lengths = has.starts[positions + 1] - has.starts[positions]
+    picked = np.repeat(has.starts[positions], lengths) + _counting(lengths)
+    hashes = has.hashes[picked]
+    place = np.searchsorted(known, hashes)
+    place[(place == len(known)) | (known[np.minimum(place, len(known) - 1)] != hashes)] = len(known)
+    owner = np.repeat(np.arange(len(positions)), lengths)
+    shared = np.zeros((len(positions), len(asked)), np.float32)
+    np.add.at(shared, owner, table[place])
+    own = np.bincount(
+        owner, weights=index.gram_weights[hashes].astype(np.float64) ** 2, minlength=len(positions)
+    )
+    return (shared / norms).max(1) / (np.sqrt(own).astype(np.float32) + 1e-6)
+
+
+def _counting(lengths: Indices) -> Indices:
+    """0, 1 … for each length, one run after the other."""
+    total = int(lengths.sum())
+    return np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _of_prompt(index: Index, query: Query, whole: float, count: int) -> dict[str, Floats]:
+    """What the prompt is like, the same for every candidate."""
+    clauses = max(1, len(query.clauses))
+    values = {
+        "prompt_words": len(query.words),
+        "prompt_clauses": clauses,
+        "prompt_rarity": whole,
+        "prompt_rarest": max((index.rarity(word) for word in query.words), default=0.0),
+        "prompt_quality": len(_QUALITY & query.words.keys()),
+        "prompt_people": len(_PEOPLE & query.words.keys()),
+        "prompt_prose": len(query.words) / clauses,
+    }
+    return {each: np.full(count, value, np.float32) for each, value in values.items()}

@@ -1,0 +1,233 @@
+"""The vectors of a library's LoRAs: made in the background, kept in a file beside the database.
+
+A LoRA's vector belongs to the text it was made from, so a renamed file keeps it, a changed title
+makes a new one, and a library is opened again without computing anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from ..catalog.entries import LoraLibrary
+from ..embedding import Encoder, Opened
+from ..filelock import one_writer
+from ..plan import Clause
+from .index import Floats
+from .vectors import Similarity, similarity, telling_parts, text_of
+
+log = logging.getLogger(__name__)
+
+_DIGEST = 16
+_AT_ONCE = 32
+"""Texts encoded together. Small, so that a stop is heeded soon."""
+_PROJECTION = "projection.safetensors"
+
+
+@cache
+def projection() -> Floats:
+    """[DIMENSIONS, n]: the n principal directions in which LoRAs differ most, so that a vector
+    takes a third of the memory. Fitted by benchmarks/recommend_fit.py."""
+    return load_file(Path(__file__).with_name(_PROJECTION))["projection"].astype(np.float32)
+
+
+def projected(vectors: Floats) -> Floats:
+    """The vectors, unit ones again, in the principal directions; zeros stay zeros."""
+    short = vectors @ projection()
+    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-9)
+
+
+class VectorFile:
+    """Vectors by the text they were made from, added at the end of one file.
+
+    Records of a digest and half-precision numbers. What a killed process left half written at the
+    end is overwritten by the next one. One writer at a time; readers need no lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        width = projection().shape[1]
+        self._record = np.dtype([("digest", f"V{_DIGEST}"), ("vector", np.float16, width)])
+        self._known: dict[bytes, int] = {}
+        self._parts: list[npt.NDArray[np.float16]] = [np.zeros((0, width), np.float16)]
+        self._read()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, texts: Sequence[str]) -> Floats:
+        """float32 [texts, n]; NaN where a text has no vector yet."""
+        places = np.array([self._known.get(_digest(text), -1) for text in texts], np.int64)
+        if len(self._parts) > 1:
+            self._parts = [np.concatenate(self._parts)]
+        found = np.full((len(texts), self._parts[0].shape[1]), np.nan, np.float32)
+        found[places >= 0] = self._parts[0][places[places >= 0]]
+        return found
+
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """The texts without a vector, each once."""
+        return [text for text in dict.fromkeys(texts) if _digest(text) not in self._known]
+
+    def add(self, texts: Sequence[str], vectors: Floats) -> None:
+        """Keep the vectors of texts. Raises OSError."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        records = np.zeros(len(texts), self._record)
+        records["digest"] = np.array([_digest(text) for text in texts], f"V{_DIGEST}")
+        records["vector"] = vectors
+        pause = threading.Event()
+        with one_writer(self._path.with_suffix(".lock"), lambda: pause.wait(0.05)):
+            self._path.touch()
+            with self._path.open("r+b") as file:
+                whole = self._path.stat().st_size // self._record.itemsize
+                file.seek(whole * self._record.itemsize)
+                file.write(records.tobytes())
+        if whole == sum(map(len, self._parts)):
+            self._take(records)
+        else:  # another process added some too
+            self._read()
+
+    def _read(self) -> None:
+        if not self._path.is_file():
+            return
+        data = self._path.read_bytes()
+        self._known, self._parts = {}, self._parts[:1]
+        self._parts[0] = self._parts[0][:0]
+        self._take(np.frombuffer(data, self._record, len(data) // self._record.itemsize))
+
+    def _take(self, records: npt.NDArray[np.void]) -> None:
+        at = sum(map(len, self._parts))
+        self._parts.append(np.ascontiguousarray(records["vector"]))
+        self._known |= {bytes(d): at + i for i, d in enumerate(records["digest"])}
+
+
+class MeaningStatus(NamedTuple):
+    """How far the vectors are."""
+
+    state: Literal["off", "not started", "reading", "ready"]
+    done: int
+    """LoRAs with a vector."""
+    total: int
+    problem: str = ""
+    """Why it is off, in words for people."""
+
+
+class Meaning:
+    """Compares prompts with LoRAs by meaning. Safe to use from several threads.
+
+    The encoder is opened at the first use, in the background; until it is there, and for LoRAs
+    without a vector, words alone decide.
+    """
+
+    def __init__(self, path: Path, open_encoder: Callable[[], Opened]) -> None:
+        self._path = path
+        self._open = open_encoder
+        self._lock = threading.Lock()
+        self._encoder: Encoder | None = None
+        self._file: VectorFile | None = None
+        self._matrix: tuple[str, int, Floats] | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._status = MeaningStatus("not started", 0, 0)
+
+    def status(self) -> MeaningStatus:
+        with self._lock:
+            return self._status
+
+    def similarity(self, library: LoraLibrary, clauses: Sequence[Clause]) -> Similarity | None:
+        """How near each LoRA is to the prompt; None as long as nothing can be compared. Starts to
+        make the vectors that are missing."""
+        self.start(library)
+        with self._lock:
+            encoder, file = self._encoder, self._file
+        if encoder is None or file is None or not len(file):
+            return None
+        parts = telling_parts(clauses)
+        if not parts:
+            return None
+        return similarity(projected(encoder.encode_parts(parts)), self._vectors(library, file))
+
+    def start(self, library: LoraLibrary) -> None:
+        """Make the vectors that the library lacks, in the background."""
+        with self._lock:
+            running = self._thread is not None and self._thread.is_alive()
+            if running or self._status.state == "off":
+                return
+            ready = self._matrix is not None and self._matrix[0] == library.revision
+            if self._status.state == "ready" and ready:
+                return
+            # A daemon: ComfyUI's shutdown must not wait for it.
+            self._thread = threading.Thread(target=self._work, args=(library,), daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the work at the next few texts; what was made is kept."""
+        self._stop.set()
+
+    def wait(self, seconds: float | None = None) -> MeaningStatus:
+        """Wait until what runs in the background is done."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+        return self.status()
+
+    def _work(self, library: LoraLibrary) -> None:
+        try:
+            self._make(library)
+        except Exception as error:
+            # Words alone go on; the next use tries again.
+            log.warning("Intelligent Generation: comparing by meaning failed: %s", error)
+            self._say("not started", 0, len(library.entries), str(error))
+
+    def _make(self, library: LoraLibrary) -> None:
+        if self._encoder is None:
+            opened = self._open()
+            if opened.encoder is None:
+                log.info("Intelligent Generation compares by words alone. %s", opened.problem)
+                self._say("off", 0, len(library.entries), opened.problem)
+                return
+            file = VectorFile(self._path)
+            with self._lock:
+                self._encoder, self._file = opened.encoder, file
+        encoder, file = self._encoder, self._file
+        assert encoder is not None and file is not None
+        texts = [text_of(entry) for entry in library.entries]
+        missing = file.missing(texts)
+        total = len(set(texts))
+        self._say("reading" if missing else "ready", total - len(missing), total)
+        for at in range(0, len(missing), _AT_ONCE):
+            if self._stop.is_set():
+                return
+            some = missing[at : at + _AT_ONCE]
+            file.add(some, projected(encoder.encode(some)))
+            self._say("reading", total - len(missing) + at + len(some), total)
+        self._vectors(library, file)
+        self._say("ready", total, total)
+
+    def _say(self, state: str, done: int, total: int, problem: str = "") -> None:
+        with self._lock:
+            self._status = MeaningStatus(state, done, total, problem)  # pyright: ignore[reportArgumentType]
+
+    def _vectors(self, library: LoraLibrary, file: VectorFile) -> Floats:
+        """The library's vectors in its order, kept for the latest revision."""
+        with self._lock:
+            kept = self._matrix
+        if kept is not None and kept[:2] == (library.revision, len(file)):
+            return kept[2]
+        matrix = file.get([text_of(entry) for entry in library.entries])
+        with self._lock:
+            self._matrix = (library.revision, len(file), matrix)
+        return matrix
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()

@@ -1,0 +1,69 @@
+"""Meaning: which texts of a LoRA and of a prompt are compared as vectors, and how near they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..catalog.entries import LoraEntry
+from ..plan import Clause
+from .index import Floats, background_rarity
+from .text import STOPWORDS, words
+
+MAX_WORDS = 40
+"""Words of a prompt that are compared by meaning: its most telling clauses. Bounds the time that
+the encoder takes."""
+_MAX_LETTERS = 200
+"""Of a LoRA's trigger words, and of its tags."""
+_MAX_TAGS = 12
+
+
+class Similarity(NamedTuple):
+    """How near each LoRA of a library is to a prompt in meaning, by cosine; NaN where a LoRA has
+    no vector yet."""
+
+    prompt: Floats
+    """[LoRAs], to the telling part of the prompt as a whole."""
+    clause: Floats
+    """[LoRAs], to the nearest of its clauses."""
+
+
+def text_of(entry: LoraEntry) -> str:
+    """What of a LoRA is turned into a vector: its title, trigger words and tags."""
+    triggers = ", ".join(trigger.text for trigger in entry.trigger_words)[:_MAX_LETTERS]
+    tags = ", ".join(tag.text for tag in entry.tags[:_MAX_TAGS])[:_MAX_LETTERS]
+    return ". ".join(part for part in (entry.title, triggers, tags) if part)
+
+
+def telling_parts(clauses: Sequence[Clause]) -> tuple[str, ...]:
+    """The clauses to compare by meaning, in the prompt's order: the most telling ones, by their
+    rarest word, of MAX_WORDS words in all; what is longer is cut."""
+    ranked = sorted(
+        (-max(map(background_rarity, telling)), at)
+        for at, clause in enumerate(clauses)
+        if (telling := set(words(clause.text)) - STOPWORDS)
+    )
+    left = MAX_WORDS
+    kept: dict[int, str] = {}
+    for _, at in ranked:
+        run = clauses[at].text.split()[:left]
+        if not run:
+            break
+        kept[at] = " ".join(run)
+        left -= len(run)
+    return tuple(kept[at] for at in sorted(kept))
+
+
+def similarity(prompt: Floats, library: Floats) -> Similarity:
+    """Compare vectors of a prompt with those of a library.
+
+    Args:
+        prompt: [1 + clauses, n], unit vectors: of the prompt, then of its clauses.
+        library: [LoRAs, n], unit vectors; NaN where there is none yet.
+    """
+    near = library @ prompt.T
+    whole = near[:, 0]
+    clause = near[:, 1:].max(1) if near.shape[1] > 1 else whole
+    return Similarity(np.asarray(whole, np.float32), np.asarray(clause, np.float32))
