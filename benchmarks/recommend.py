@@ -76,12 +76,14 @@ def main(argv: list[str]) -> dict[str, Any]:
     `predict` writes one answer a pair, made by the code that LoRARecommender runs. `compare`
     tells how often a LoRA that was used is among the first three, ours beside BM25 over all
     text, the cosine of MiniLM, the fusion of both and requirement 2.9's formula, with the 95 %
-    interval of the paired difference (bootstrap over pairs). `scale` takes
+    interval of the paired difference (bootstrap over pairs). `without` tells for how many of
+    the prompts in --pairs something is recommended, of kind user_prompt: people made those
+    images without a LoRA. `scale` takes
     the median time of one recommendation, reading the prompt included, in libraries of 7,500 and
     100,000, made by repeating the given one under other names.
     """
     parser = argparse.ArgumentParser(prog="recommend", description=main.__doc__)
-    parser.add_argument("action", choices=("predict", "compare", "scale"))
+    parser.add_argument("action", choices=("predict", "compare", "without", "scale"))
     parser.add_argument("--library", nargs="+", type=Path, required=True)
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--field", choices=("prompt", "prompt_wo_triggers"), default="prompt")
@@ -104,6 +106,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     if options.action == "scale":
         return {**said, **_scale(rows, pairs, options.field, options.words_only)}
     setup = set_up(rows, words_only=options.words_only, crossed=options.crossed)
+    if options.action == "without":
+        return {**said, **_without(rows, pairs, setup)}
     if options.action == "predict":
         return {**said, **_predict(rows, pairs, options.field, options.out, setup)}
     return {**said, **_compare(rows, pairs, options.field, setup)}
@@ -279,6 +283,16 @@ def _predict(
     return {"pairs": len(pairs), "library": len(rows), "out": out.name}
 
 
+def _without(rows: Sequence[Row], prompts: Sequence[Row], setup: Setup) -> dict[str, Any]:
+    of_id = {row["id"]: row for row in rows}
+    asked = [{**row, "targets": []} for row in prompts if row["kind"] == "user_prompt"]
+    said = [
+        answer(row["prompt"], "sd15", setup, _ranking_for(row, of_id, setup)).recommended > 0
+        for row in asked
+    ]
+    return {"prompts": len(said), "recommended_for": round(statistics.mean(said), 4)}
+
+
 # --------------------------------------------------------------------------- comparison
 
 
@@ -316,7 +330,7 @@ def _seed_formula(
 ) -> float:
     """Requirement 2.9: .40 cosine, .30 share of trigger words in the prompt, .20 rating, .10
     history. Ratings in its form for sites without stars; no history counts as neutral."""
-    triggers = [t for t in read_entry(entry).triggers]
+    triggers = read_entry(entry).triggers
     named = sum(set(t.words) <= prompt_words for t in triggers) / len(triggers) if triggers else 0.0
     popular = 0.5 * min(math.log10(1 + (entry.downloads or 0)) / 5, 1.0)
     popular += 0.5 * min(math.log10(1 + (entry.likes or 0)) / 3, 1.0)

@@ -47,10 +47,12 @@ descriptions, and without the LoRAs that were used, so that it needs none."""
 OF_MEANING = ("similarity", "similarity_clause")
 OF_POPULARITY = ("downloads", "likes")
 OF_TEXTS = (
-    "tags", "tag_top", "tag_phrases", "description", "description_top", "tag_count",
+    "tags", "tag_share", "tag_top", "tag_phrases", "description", "description_top", "tag_count",
     "description_length",
 )  # fmt: skip
 FIRST = 3
+SHORT = 128
+"""Numbers of a LoRA's vector that are kept."""
 
 FACTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
@@ -59,10 +61,18 @@ FACTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("trigger", "trigger_words", "trigger_share", "first_trigger_share", "trigger_top"),
     ),
     ("name", "title and file name", ("name", "name_share", "name_top")),
-    ("tags", "the author's tags and frequent caption tags", ("tags", "tag_top", "tag_phrases")),
+    (
+        "tags",
+        "the author's tags and frequent caption tags",
+        ("tags", "tag_share", "tag_top", "tag_phrases"),
+    ),
     ("description", "what the author says", ("description", "description_top", "all_text")),
     ("rarity", "how rare the rarest word matched in name, trigger words or tags is", ("rarest",)),
-    ("focus", "share of the prompt, by rarity, that name or trigger words match", ("focus",)),
+    (
+        "focus",
+        "share of the prompt, and of its best matched clause, that name or trigger words match",
+        ("focus", "clause", "clause_rarity"),
+    ),
     (
         "spelling",
         "letters shared with a clause: other spellings, names written as one, other languages",
@@ -189,6 +199,8 @@ def read_examples(
     entries = [entry_of(row) for row in rows]
     index = Index(entries)
     vectors = encoder.encode([text_of(entry) for entry in entries])
+    directions = principal_directions(vectors)
+    vectors = _shortened(vectors, directions)
     models = [model_of(row) for row in rows]
     numbers = {model: number for number, model in enumerate(dict.fromkeys(models))}
     numbered = np.array([numbers[model] for model in models])
@@ -209,7 +221,8 @@ def read_examples(
                 found.append((field, Example(fold, {}, none, none, none.astype(int), 0, True)))
                 continue
             clauses = analyze(pair[field]).clauses
-            like = similarity(encoder.encode_parts(telling_parts(clauses)), vectors)
+            prompt = _shortened(encoder.encode_parts(telling_parts(clauses)), directions)
+            like = similarity(prompt, vectors)
             positions, columns = gather(index, read_query(clauses), usable, like)
             mine = numbered[positions]
             found.append(
@@ -233,6 +246,16 @@ def read_examples(
 
 
 _folds_of_models: list[int] = []
+
+
+def principal_directions(vectors: np.ndarray) -> np.ndarray:
+    """[dimensions, SHORT]: the right singular vectors of most weight, in half precision."""
+    return np.linalg.svd(vectors, full_matrices=False)[2][:SHORT].T.astype(np.float16)
+
+
+def _shortened(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    short = vectors @ directions.astype(np.float32)
+    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-9)
 
 
 def _usable(index: Index, family: str) -> np.ndarray:
@@ -312,8 +335,7 @@ def _as_lists(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         leaf = "leaf_value" in node
         out["value"].append(float(f"{node['leaf_value' if leaf else 'internal_value']:.5g}"))
         out["column"].append(0 if leaf else node["split_feature"])
-        # Rounded up, so that a value equal to the threshold still goes left.
-        out["threshold"].append(0 if leaf else float(f"{np.float32(node['threshold']):.6g}"))
+        out["threshold"].append(0 if leaf else _threshold(node["threshold"]))
         out["missing_left"].append(0 if leaf else int(node["default_left"]))
         out["left"].append(at)
         out["right"].append(at)
@@ -328,6 +350,11 @@ def _as_lists(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return out
 
 
+def _threshold(value: float) -> float:
+    # Beyond what single precision holds: all numbers go left, and only NaN can go right.
+    return float(f"{min(max(value, -3e38), 3e38):.6g}")
+
+
 # --------------------------------------------------------------------------- measuring
 
 
@@ -337,8 +364,8 @@ def measure(
     fold: int,
     measured: dict[str, list[bool]],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Add whether each prompt of the fold has a LoRA that was used among the first three; the
-    scores of those three, and whether each fits."""
+    """Add whether each prompt of the fold has a LoRA that was used among the first three; of
+    prompts as written, the scores of those three, and whether each fits."""
     from ..core.recommending.trees import Trees
 
     read = Trees.read(trees)
@@ -361,7 +388,8 @@ def measure(
                 first.append(at)
         if example.needs:
             measured[field].append(bool(example.used[first].any()))
-        found.append((answer[first], example.near[first] | example.used[first]))
+            if field == FIELDS[0]:
+                found.append((answer[first], example.near[first] | example.used[first]))
     return found
 
 

@@ -14,7 +14,7 @@ import secrets
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import lru_cache, partial
@@ -29,6 +29,7 @@ from .catalog import (
     CleanupReport,
     DiskCache,
     Edit,
+    LoraLibrary,
     ModelEntry,
     ModelSearch,
     ScanStatus,
@@ -84,7 +85,7 @@ from .hubs import (
 from .hubs.civitai import ENDPOINT as CIVITAI
 from .hubs.huggingface import ENDPOINT as HUGGINGFACE
 from .hubs.wording import describe_remote
-from .learning import NOT_RATED, rated_models, rated_settings, record_rating, revision
+from .learning import NOT_RATED, rated_loras, rated_models, rated_settings, record_rating, revision
 from .memory import (
     OWN_MEMORY,
     FreeMemory,
@@ -125,6 +126,7 @@ from .plan import (
     PlannedLora,
     PlanObject,
     PromptAnalysis,
+    RemoteLora,
     RunCost,
     SamplingPlan,
     Timings,
@@ -134,12 +136,15 @@ from .prompting.answers import StoredAnswers
 from .proposing import Proposer
 from .recommending import (
     LoraSupport,
+    Meaning,
+    MeaningStatus,
     MemoryLimits,
     Offer,
     RecommendSettings,
     UserLora,
     choose_checkpoint,
     default_strength,
+    history_of,
     questions,
     recommend,
     with_offers,
@@ -171,6 +176,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_SETTINGS = RecommendSettings()
 NO_OVERRIDES = SamplingOverrides()
+NO_REMOTE: Mapping[FileRef, RemoteLora] = {}
 
 DATABASE_URL = "INTELLIGENT_GENERATION_DATABASE_URL"
 """Environment variable with any SQLAlchemy URL; default: SQLite in the protected user folder."""
@@ -234,6 +240,7 @@ class Services:
         self._in_use: dict[str, list[Path]] = {}
         self._search: ModelSearch | None = None
         self._scan: BackgroundScan | None = None
+        self._meaning: Meaning | None = None
         self._cleanup: tuple[str, CleanupPlan] | None = None
         self._model_failures: Counter[str] = Counter()
         self._encoder: Opened | None = None
@@ -260,6 +267,23 @@ class Services:
             if self._catalog is None:
                 self._catalog = Catalog(self.database, host.model_folders)
             return self._catalog
+
+    @property
+    def meaning(self) -> Meaning:
+        """Compares prompts with LoRAs by meaning, where the embedding model is on this machine."""
+        with self._lock:
+            if self._meaning is None:
+                vectors = host.user_directory() / "lora_vectors.bin"
+                self._meaning = Meaning(vectors, lambda: open_encoder(model_folder()))
+            return self._meaning
+
+    def read_meaning(self) -> None:
+        """Make the vectors that LoRAs on disk lack, in the background."""
+        self.meaning.start(self.catalog.loras())
+
+    def meaning_revision(self) -> str:
+        """Changes when vectors are done that a recommendation did not wait for."""
+        return self.meaning.revision()
 
     def lora_revision(self) -> str:
         """Changes when a LoRA file is added, removed or modified."""
@@ -773,15 +797,32 @@ class Services:
         """
         library = self.catalog.loras()
         family = self._info(model).family
-        planned = partial(
-            recommend,
-            analysis,
-            family=family,
-            fit=lora_fit,
-            settings=settings,
-            user_loras=self._user_loras(analysis, stack),
-        )
+        users = self._user_loras(analysis, stack)
+        history = history_of(rated_loras(self.database, family=family), analysis)
+
+        def planned(
+            library: LoraLibrary, remote: Mapping[FileRef, RemoteLora] = NO_REMOTE
+        ) -> LoraPlan:
+            similarity = None
+            if settings.max_loras > len(users):
+                similarity = self.meaning.similarity(
+                    library, analysis.clauses, check=host.check_interrupt
+                )
+            return recommend(
+                analysis,
+                library,
+                family=family,
+                fit=lora_fit,
+                settings=settings,
+                user_loras=users,
+                remote=remote,
+                similarity=similarity,
+                history=history,
+            )
+
         plan = planned(library)
+        if settings.max_loras > len(users) and (notice := meaning_notice(self.meaning.status())):
+            plan = plan.model_copy(update={"notices": (*plan.notices, notice)})
         asked = questions(analysis, plan) if include_remote and family != "unknown" else ()
         if not asked or len(plan.loras) >= settings.max_loras:
             return plan
@@ -1585,6 +1626,20 @@ def made_edit(trigger_words: Any, weight: Any) -> Edit:
             raise SettingError(f"weight must be a strength from -100 to 100, not {weight!r}.")
         weight = float(weight)
     return Edit(trigger_words, weight)
+
+
+def meaning_notice(status: MeaningStatus) -> Notice | None:
+    """What to say of a recommendation that was made by words alone, or partly so."""
+    if status.state == "ready":
+        return None
+    if status.state in ("off", "failed"):
+        message = f"LoRAs were compared by words alone. {status.problem}"
+        return Notice(level="info", code="words_alone", message=message)
+    message = (
+        f"{status.done} of {status.total} LoRAs are ready to be compared by meaning; the others "
+        "were compared by words alone. The rest is being read in the background."
+    )
+    return Notice(level="info", code="meaning_incomplete", message=message)
 
 
 def hub_addresses() -> dict[Hub, str]:

@@ -3,6 +3,8 @@
     GET    /catalog/scan           how far the scan of the model folders is
     POST   /catalog/scan           {"hash_files": false, "ask_civitai": false} starts one
     DELETE /catalog/scan           stops it; what was read and hashed is kept
+    GET    /catalog/meaning        how many LoRAs can be compared by meaning
+    POST   /catalog/meaning        reads the others in the background
     GET    /loras/edit?name=NAME   what the user says of a LoRA
     PUT    /loras/edit             {"name": ..., "trigger_words": [...], "weight": 0.8}; null or
                                    nothing leaves a field to the other sources
@@ -54,6 +56,20 @@ async def delete_scan(request: web.Request) -> web.Response:
 
     services().stop_scan()
     return await get_scan(request)
+
+
+async def get_meaning(_: web.Request) -> web.Response:
+    from ..core.services import services
+
+    return web.json_response(services().meaning.status()._asdict())
+
+
+async def post_meaning(request: web.Request) -> web.Response:
+    from ..core.services import services
+
+    await _body(request, ())
+    await asyncio.to_thread(services().read_meaning)
+    return await get_meaning(request)
 
 
 async def get_edit(request: web.Request) -> web.Response:

@@ -91,7 +91,12 @@ class LoRARecommender(io.ComfyNode):
     def fingerprint_inputs(cls, include_remote: bool | None = False, **_: Any) -> str:
         from ..core.services import services
 
-        seen = f"{services().lora_revision()} {services().learning_revision()}"
+        revisions = (
+            services().lora_revision(),
+            services().learning_revision(),
+            services().meaning_revision(),
+        )
+        seen = " ".join(revisions)
         return f"{seen} {services().remote_revision()}" if include_remote else seen
 
     @classmethod

@@ -56,6 +56,8 @@ def register_routes() -> None:
     routes.delete(f"{PREFIX}/credentials/{{hub}}")(_guarded(_delete_credential))
     routes.get(f"{PREFIX}/ollama/models")(_guarded(_get_ollama_models))
     routes.get(f"{PREFIX}/catalog/scan")(_guarded(catalog.get_scan))
+    routes.get(f"{PREFIX}/catalog/meaning")(_guarded(catalog.get_meaning))
+    routes.post(f"{PREFIX}/catalog/meaning")(_guarded(catalog.post_meaning))
     routes.post(f"{PREFIX}/catalog/scan")(_guarded(catalog.post_scan))
     routes.delete(f"{PREFIX}/catalog/scan")(_guarded(catalog.delete_scan))
     routes.get(f"{PREFIX}/loras/edit")(_guarded(catalog.get_edit))

@@ -11,7 +11,7 @@ import intelligent_generation
 import pytest
 
 ROOT = Path(intelligent_generation.__path__[0])
-SHARED = {"plan", "errors", "limits", "storage", "host"}
+SHARED = {"plan", "errors", "limits", "storage", "host", "embedding", "filelock"}
 """What every room may use."""
 ROOMS = [
     "prompting", "hubs", "catalog", "recommending", "tuning", "memory", "learning", "generating",
@@ -60,8 +60,14 @@ def test_core_keeps_to_its_rooms(path: Path) -> None:
         assert rooms <= {"plan", "errors", "limits", "storage"}
     elif first in ("plan.py", "host.py"):
         assert rooms <= {"errors", "limits"}
-    elif first in ("errors.py", "limits.py"):
+    elif first in ("errors.py", "limits.py", "embedding.py", "filelock.py"):
         assert not rooms
+
+
+@pytest.mark.parametrize("path", sources("core"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_embedding_imports_sentence_transformers(path: Path) -> None:
+    used = {n for n in imports_of(path) if n.split(".")[0] == "sentence_transformers"}
+    assert bool(used) == (path == ROOT / "core" / "embedding.py")
 
 
 @pytest.mark.parametrize(

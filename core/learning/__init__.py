@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .loras import rated_loras
     from .models import rated_models
     from .ratings import NOT_RATED, Rating, RatingResult, rating_of, record_rating, revision
     from .settings import rated_settings
@@ -17,6 +18,7 @@ __all__ = [
     "NOT_RATED",
     "Rating",
     "RatingResult",
+    "rated_loras",
     "rated_models",
     "rated_settings",
     "rating_of",
@@ -28,5 +30,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = {"rated_settings": "settings", "rated_models": "models"}.get(name, "ratings")
+    homes = {"rated_loras": "loras", "rated_models": "models", "rated_settings": "settings"}
+    home = homes.get(name, "ratings")
     return getattr(import_module(f".{home}", __name__), name)

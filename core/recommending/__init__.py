@@ -1,13 +1,16 @@
 """Which LoRAs fit a prompt: PromptAnalysis and LoraLibrary in, LoraPlan out.
 
-Lexical: words and phrases of the prompt against names, trigger words, tags and descriptions,
-weighed by rarity, combined by weights.json, then assigned so that no two do the same or go
-against each other. Pure and deterministic; no files are read but this package's own tables.
+Words, spelling and meaning of the prompt against names, trigger words, tags and descriptions,
+combined by ranking.json, then assigned so that no two do the same or go against each other. Pure
+and deterministic but for `meaning`, which keeps the vectors; no other files are read than this
+package's own tables.
 """
 
 from __future__ import annotations
 
 from .checkpoints import LoraSupport, MemoryLimits, RatedModel, choose_checkpoint
+from .history import RatedLora, history_of
+from .meaning import Meaning, MeaningStatus
 from .recommender import RecommendSettings, UserLora, recommend
 from .remote import MAX_QUESTIONS, Offer, Question, questions, with_offers
 from .stack import NOT_FETCHED, to_stack, with_user_loras, without_pending
@@ -17,14 +20,18 @@ __all__ = [
     "MAX_QUESTIONS",
     "NOT_FETCHED",
     "LoraSupport",
+    "Meaning",
+    "MeaningStatus",
     "MemoryLimits",
     "Offer",
     "Question",
+    "RatedLora",
     "RatedModel",
     "RecommendSettings",
     "UserLora",
     "choose_checkpoint",
     "default_strength",
+    "history_of",
     "questions",
     "recommend",
     "to_stack",

@@ -28,11 +28,12 @@ from .index import (
     Index,
     Indices,
     grams,
+    rarity_of,
 )
 from .query import Query
 from .vectors import Similarity
 
-BEST_BY_WORDS, BEST_BY_ALL_TEXT, BEST_BY_MEANING, BEST_BY_POPULARITY = 80, 40, 40, 20
+BEST_BY_WORDS, BEST_BY_ALL_TEXT, BEST_BY_MEANING, BEST_BY_POPULARITY = 100, 50, 60, 25
 """How many candidates each way of looking finds at most."""
 _MOST_CLAUSES = 60
 """Clauses whose spelling is compared."""
@@ -44,7 +45,8 @@ _PEOPLE = frozenset({"1girl", "girl", "woman", "1boy", "boy", "man"})
 
 COMPARED = (
     "name", "trigger_words", "trigger", "tags", "tag_phrases", "description", "all_text", "rarest",
-    "focus", "spelling_name", "spelling_trigger", "similarity", "similarity_clause", "downloads",
+    "focus", "clause", "spelling_name", "spelling_trigger", "similarity", "similarity_clause",
+    "downloads",
 )  # fmt: skip
 """Columns by which candidates are compared with one another."""
 
@@ -72,8 +74,9 @@ def gather(
     sums = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
     tops = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
     all_text, rarest = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    among = _Among(index, usable)
     found = [
-        (index.rarity(term.removeprefix(JOINED)), emphasis, posting)
+        (among.rarity(term.removeprefix(JOINED)), emphasis, posting)
         for term, emphasis in query.terms()
         if (posting := index.get(term)) is not None
     ]
@@ -90,12 +93,12 @@ def gather(
     for phrase, emphasis in query.phrases.items():
         if (posting := index.get(phrase)) is not None:
             positions, fields = posting
-            value = index.rarity(phrase) * emphasis
+            value = among.rarity(phrase) * emphasis
             at = positions[(fields & TRIGGER_PHRASE) != 0]
             trigger[at] = np.maximum(trigger[at], value)
             tag_phrases[positions[(fields & TAG_PHRASE) != 0]] += value
 
-    whole_prompt = sum(index.rarity(word) for word in query.words) or 1.0
+    whole_prompt = sum(map(among.rarity, query.words)) or 1.0
     name = np.maximum(sums[NAME], sums[STEM])
     shares = {
         field: np.minimum(1.0, sums[field] / np.maximum(index.mass[field], 1e-6))
@@ -115,6 +118,7 @@ def gather(
         "trigger": trigger,
         "tags": sums[TAG],
         "tag_top": tops[TAG],
+        "tag_share": shares[TAG],
         "tag_phrases": tag_phrases,
         "description": sums[DESCRIPTION],
         "description_top": tops[DESCRIPTION],
@@ -143,14 +147,15 @@ def gather(
     positions = np.flatnonzero(chosen & usable).astype(np.int32)
     columns = {each: column[positions] for each, column in columns.items()}
     clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
+    columns |= _by_clause(index, query, positions, among)
     columns["spelling_name"] = _alike(index, index.name_grams, positions, clauses)
     columns["spelling_trigger"] = _alike(index, index.trigger_grams, positions, clauses)
-    return Evidence(positions, columns | _of_prompt(index, query, whole_prompt, len(positions)))
+    return Evidence(positions, columns | _of_prompt(query, whole_prompt, among, len(positions)))
 
 
 def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats]:
     """The columns, and for each of COMPARED its share of the best candidate's value (`…/best`)
-    and the candidate's place by it (`…#`, 0 the first), with the library's size."""
+    and the candidate's place by it (`…#`, 0 the first), with the number of usable LoRAs."""
     found = dict(columns)
     for each in COMPARED:
         values = np.nan_to_num(columns[each], nan=0.0)
@@ -164,14 +169,62 @@ def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats
     return found
 
 
+class _Among:
+    """How telling a term is among the LoRAs that can be used: what others are called is no
+    matter."""
+
+    def __init__(self, index: Index, usable: np.ndarray) -> None:
+        self._index, self._usable = index, usable
+        self._entries = int(usable.sum())
+        self._known: dict[str, float] = {}
+
+    def rarity(self, term: str) -> float:
+        """As `Index.rarity`, in [0, 1]."""
+        known = self._known.get(term)
+        if known is None:
+            count = 0
+            if (posting := self._index.get(term)) is not None:
+                positions, fields = posting
+                count = int(self._usable[positions[(fields & TELLING) != 0]].sum())
+            known = self._known[term] = rarity_of(term, count, self._entries)
+        return known
+
+
 def _best(values: Floats, most: int) -> Indices:
     """Positions of the `most` largest values above 0 (NaN and ties at the end left out)."""
     values = np.nan_to_num(values, nan=-math.inf, neginf=-math.inf)
-    if len(values) > most:
-        at = np.argpartition(-values, most)[:most]
-    else:
-        at = np.arange(len(values))
+    most = min(most, len(values))
+    at = np.argpartition(-values, most - 1)[:most] if most else np.zeros(0, int)
     return at[values[at] > 0].astype(np.int32)
+
+
+def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) -> dict[str, Floats]:
+    """How well one clause of the prompt, the best one for each LoRA, is matched by name or
+    trigger words: by its share, and by the rarity of what matches."""
+    terms = sorted({word for run in query.clauses for word in run if word in query.words})
+    places = {term: place for place, term in enumerate(terms)}
+    rarity = np.array([among.rarity(term) for term in terms], np.float32)
+    asked = np.zeros((len(query.clauses), len(terms)), np.float32)
+    for row, run in enumerate(query.clauses):
+        for word in run:
+            if word in places:
+                asked[row, places[word]] = rarity[places[word]]
+    candidate = np.full(len(index.entries), -1, np.int32)
+    candidate[positions] = np.arange(len(positions), dtype=np.int32)
+    has = np.zeros((len(terms), len(positions)), np.float32)
+    for term, place in places.items():
+        if (posting := index.get(term)) is not None:
+            at, fields = posting
+            at = candidate[at[(fields & (NAME | STEM | TRIGGER)) != 0]]
+            has[place, at[at >= 0]] = 1.0
+    matched = asked @ has
+    whole = asked.sum(1, keepdims=True) + 1e-6
+    best = matched * (matched / whole)
+    none = np.zeros((1, len(positions)), np.float32)
+    return {
+        "clause": np.concatenate((best, none)).max(0),
+        "clause_rarity": np.concatenate((matched, none)).max(0),
+    }
 
 
 def _alike(index: Index, has: Grams, positions: Indices, clauses: list[str]) -> Floats:
@@ -205,14 +258,14 @@ def _counting(lengths: Indices) -> Indices:
     return np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _of_prompt(index: Index, query: Query, whole: float, count: int) -> dict[str, Floats]:
+def _of_prompt(query: Query, whole: float, among: _Among, count: int) -> dict[str, Floats]:
     """What the prompt is like, the same for every candidate."""
     clauses = max(1, len(query.clauses))
     values = {
         "prompt_words": len(query.words),
         "prompt_clauses": clauses,
         "prompt_rarity": whole,
-        "prompt_rarest": max((index.rarity(word) for word in query.words), default=0.0),
+        "prompt_rarest": max(map(among.rarity, query.words), default=0.0),
         "prompt_quality": len(_QUALITY & query.words.keys()),
         "prompt_people": len(_PEOPLE & query.words.keys()),
         "prompt_prose": len(query.words) / clauses,

@@ -158,7 +158,7 @@ class Index:
                 weights=rarities[number[chosen]],
                 minlength=size,
             ).astype(np.float32)
-            for field in (NAME, STEM, TRIGGER, FIRST_TRIGGER)
+            for field in (NAME, STEM, TRIGGER, FIRST_TRIGGER, TAG)
         }
         """Summed rarity of a LoRA's terms in a field; 0 where the field is missing."""
         self.name_grams = _grams_of(names)
@@ -205,10 +205,13 @@ class Index:
     def _measured_rarity(self, term: str) -> float:
         number = self._numbers.get(term)
         count = 0 if number is None else int(self._counts[number])
-        rate = (count + _BACKGROUND_ENTRIES * _background(term)) / (
-            len(self.entries) + _BACKGROUND_ENTRIES
-        )
-        return min(1.0, max(0.0, -math.log(rate) / RARITY_SCALE))
+        return rarity_of(term, count, len(self.entries))
+
+
+def rarity_of(term: str, count: int, entries: int) -> float:
+    """`Index.rarity` of a term that `count` of so many LoRAs have."""
+    rate = (count + _BACKGROUND_ENTRIES * _background(term)) / (entries + _BACKGROUND_ENTRIES)
+    return min(1.0, max(0.0, -math.log(rate) / RARITY_SCALE))
 
 
 def grams(text: str) -> npt.NDArray[np.uint16]:

@@ -30,7 +30,11 @@ log = logging.getLogger(__name__)
 _DIGEST = 16
 _AT_ONCE = 32
 """Texts encoded together. Small, so that a stop is heeded soon."""
+_WORTH_WAITING = 256
+"""Missing vectors that a prompt waits for: some seconds on a processor."""
+_PAUSE = 0.05
 _PROJECTION = "projection.safetensors"
+_State = Literal["not started", "opening", "reading", "ready", "off", "failed"]
 
 
 @cache
@@ -112,58 +116,85 @@ class VectorFile:
 class MeaningStatus(NamedTuple):
     """How far the vectors are."""
 
-    state: Literal["off", "not started", "reading", "ready"]
+    state: _State
     done: int
-    """LoRAs with a vector."""
+    """LoRAs with a vector, those with the same text counted once."""
     total: int
     problem: str = ""
-    """Why it is off, in words for people."""
+    """Why it is off or failed, in words for people."""
 
 
 class Meaning:
     """Compares prompts with LoRAs by meaning. Safe to use from several threads.
 
-    The encoder is opened at the first use, in the background; until it is there, and for LoRAs
-    without a vector, words alone decide.
+    The encoder is opened at the first use and vectors are made in the background. The first
+    prompt waits for the encoder and for a few vectors; where many are missing it does not, and
+    words alone decide for LoRAs without one.
     """
 
     def __init__(self, path: Path, open_encoder: Callable[[], Opened]) -> None:
+        """
+        Args:
+            path: the file of vectors; made when first needed.
+            open_encoder: loads the embedding model; called once.
+        """
         self._path = path
         self._open = open_encoder
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._encoder: Encoder | None = None
         self._file: VectorFile | None = None
-        self._matrix: tuple[str, int, Floats] | None = None
+        self._matrix: tuple[tuple[str, int], Floats] | None = None
         self._thread: threading.Thread | None = None
+        self._read: str | None = None
+        """Revision of the library whose vectors are all made."""
         self._stop = threading.Event()
         self._status = MeaningStatus("not started", 0, 0)
+        self._asked_early = False
+        self._revision = 0
 
     def status(self) -> MeaningStatus:
+        """How far the vectors are."""
         with self._lock:
             return self._status
 
-    def similarity(self, library: LoraLibrary, clauses: Sequence[Clause]) -> Similarity | None:
-        """How near each LoRA is to the prompt; None as long as nothing can be compared. Starts to
-        make the vectors that are missing."""
+    def revision(self) -> str:
+        """Changes when vectors are done that a prompt did not wait for."""
+        with self._lock:
+            return str(self._revision)
+
+    def similarity(
+        self,
+        library: LoraLibrary,
+        clauses: Sequence[Clause],
+        check: Callable[[], object] = lambda: None,
+    ) -> Similarity | None:
+        """How near each LoRA is to the prompt, in the library's order; None where words alone
+        decide. Starts to make the vectors that are missing.
+
+        Args:
+            check: called while waiting; what it raises ends the wait.
+        """
         self.start(library)
+        while self._busy() and (
+            (status := self.status()).state in ("not started", "opening")
+            or status.total - status.done <= _WORTH_WAITING
+        ):
+            check()
+            self.wait(_PAUSE)
         with self._lock:
             encoder, file = self._encoder, self._file
-        if encoder is None or file is None or not len(file):
-            return None
+            self._asked_early |= self._busy()
         parts = telling_parts(clauses)
-        if not parts:
+        if encoder is None or file is None or not len(file) or not parts:
             return None
         return similarity(projected(encoder.encode_parts(parts)), self._vectors(library, file))
 
     def start(self, library: LoraLibrary) -> None:
         """Make the vectors that the library lacks, in the background."""
         with self._lock:
-            running = self._thread is not None and self._thread.is_alive()
-            if running or self._status.state == "off":
+            if self._busy() or self._status.state == "off" or self._read == library.revision:
                 return
-            ready = self._matrix is not None and self._matrix[0] == library.revision
-            if self._status.state == "ready" and ready:
-                return
+            self._stop.clear()
             # A daemon: ComfyUI's shutdown must not wait for it.
             self._thread = threading.Thread(target=self._work, args=(library,), daemon=True)
             self._thread.start()
@@ -180,53 +211,57 @@ class Meaning:
             thread.join(seconds)
         return self.status()
 
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def _work(self, library: LoraLibrary) -> None:
         try:
             self._make(library)
         except Exception as error:
-            # Words alone go on; the next use tries again.
-            log.warning("Intelligent Generation: comparing by meaning failed: %s", error)
-            self._say("not started", 0, len(library.entries), str(error))
+            # Words alone go on; the next prompt tries again.
+            log.warning("Intelligent Generation cannot compare by meaning: %s", error)
+            self._say("failed", 0, len(library.entries), str(error))
 
     def _make(self, library: LoraLibrary) -> None:
-        if self._encoder is None:
+        encoder, file = self._encoder, self._file
+        if encoder is None or file is None:
+            self._say("opening", 0, len(library.entries))
             opened = self._open()
             if opened.encoder is None:
                 log.info("Intelligent Generation compares by words alone. %s", opened.problem)
                 self._say("off", 0, len(library.entries), opened.problem)
                 return
-            file = VectorFile(self._path)
+            encoder, file = opened.encoder, VectorFile(self._path)
             with self._lock:
-                self._encoder, self._file = opened.encoder, file
-        encoder, file = self._encoder, self._file
-        assert encoder is not None and file is not None
+                self._encoder, self._file = encoder, file
         texts = [text_of(entry) for entry in library.entries]
         missing = file.missing(texts)
         total = len(set(texts))
-        self._say("reading" if missing else "ready", total - len(missing), total)
+        self._say("reading", total - len(missing), total)
         for at in range(0, len(missing), _AT_ONCE):
             if self._stop.is_set():
                 return
             some = missing[at : at + _AT_ONCE]
             file.add(some, projected(encoder.encode(some)))
             self._say("reading", total - len(missing) + at + len(some), total)
-        self._vectors(library, file)
-        self._say("ready", total, total)
-
-    def _say(self, state: str, done: int, total: int, problem: str = "") -> None:
         with self._lock:
-            self._status = MeaningStatus(state, done, total, problem)  # pyright: ignore[reportArgumentType]
+            self._read = library.revision
+            self._revision += self._asked_early
+            self._asked_early = False
+            self._say("ready", total, total)
+
+    def _say(self, state: _State, done: int, total: int, problem: str = "") -> None:
+        with self._lock:
+            self._status = MeaningStatus(state, done, total, problem)
 
     def _vectors(self, library: LoraLibrary, file: VectorFile) -> Floats:
         """The library's vectors in its order, kept for the latest revision."""
         with self._lock:
-            kept = self._matrix
-        if kept is not None and kept[:2] == (library.revision, len(file)):
-            return kept[2]
-        matrix = file.get([text_of(entry) for entry in library.entries])
-        with self._lock:
-            self._matrix = (library.revision, len(file), matrix)
-        return matrix
+            key = (library.revision, len(file))
+            if self._matrix is None or self._matrix[0] != key:
+                matrix = file.get([text_of(entry) for entry in library.entries])
+                self._matrix = (key, matrix)
+            return self._matrix[1]
 
 
 def _digest(text: str) -> bytes:

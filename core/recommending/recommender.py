@@ -21,7 +21,7 @@ from ..plan import (
     RemoteLora,
     SkippedLora,
 )
-from .assignment import Candidate, assign
+from .assignment import Candidate, Loss, assign
 from .index import Index, index_of
 from .matching import Match, intent_value, match, side_of_intent
 from .query import Query, read_query
@@ -46,6 +46,8 @@ _MOST_NAMED = {
     "below_confidence": 3,
 }
 """Skipped LoRAs named for each code, the best fitting first."""
+_MOST_UNSURE = 10
+"""LoRAs below the least confidence that are looked at as alternatives."""
 _MOST_SERVED = 5
 """Clauses named as served by one LoRA."""
 _WORTH_NAMING = 0.1
@@ -63,7 +65,7 @@ class RecommendSettings:
     max_loras: int = MAX_LORAS
     """LoRAs in the plan at most; the user's own count but are never left out."""
     min_confidence: float = MIN_CONFIDENCE
-    """In [0, 1]. The default is requirement 2.8's; what it measured is in ranking.json."""
+    """In [0, 1]."""
     allow_style_mixing: bool = True
     """Whether two style LoRAs may be used together."""
     blocked_tags: tuple[str, ...] = ()
@@ -140,6 +142,7 @@ def recommend(
         report.skip(file.name, "unreadable", file.problem)
 
     chosen: list[Candidate] = []
+    losses: list[Loss] = []
     candidates = 0
     if family == _UNKNOWN:
         report.tell(
@@ -159,13 +162,14 @@ def recommend(
             history=history,
             ranking=ranking,
         )
-        fitting = _sift(scores, index, query, family, fits, settings, users, report)
+        fitting, too_low = _sift(scores, index, query, family, fits, settings, users, report)
         fitting.sort(key=lambda candidate: candidate.entry.file in remote)
         chosen, losses = assign(
             analysis, fitting, users, allow_style_mixing=settings.allow_style_mixing
         )
         for loss in losses:
             report.skip(loss.candidate.entry.file.name, loss.code, f"Left out: {loss.reason}.")
+        losses += too_low
         _tell_if_none(library, family, chosen, users, report)
     recommended = _with_strengths(chosen, settings, user_loras, report)
 
@@ -185,7 +189,10 @@ def recommend(
     for candidate, chosen_strength in recommended:
         triggers = _needed(candidate, prompt, index, added)
         place = remote.get(candidate.entry.file)
-        loras.append(_planned(candidate, chosen_strength, triggers, analysis, family, place))
+        planned = _planned(candidate, chosen_strength, triggers, analysis, family, place)
+        if other := _nearest(candidate, losses):
+            planned = planned.model_copy(update={"reason": f"{planned.reason} {other}"})
+        loras.append(planned)
     report.tell_counts()
     return LoraPlan(
         family=family,
@@ -256,10 +263,12 @@ def _sift(
     settings: RecommendSettings,
     users: Sequence[Candidate],
     report: _Report,
-) -> list[Candidate]:
-    """The LoRAs that fit prompt, model and limits, best first; the others are reported."""
+) -> tuple[list[Candidate], list[Loss]]:
+    """The LoRAs that fit prompt, model and limits, best first, and the best of those that would
+    if they were surer; the others are reported."""
     own = {(user.entry.file.folder, user.entry.file.name) for user in users}
     fitting: list[Candidate] = []
+    unsure: list[Loss] = []
     for row, position in enumerate(scores.positions):
         confidence = float(scores.confidence[row])
         too_low = confidence < settings.min_confidence
@@ -274,6 +283,9 @@ def _sift(
                 shown = math.floor(confidence * 100) / 100  # 0.499 must not read as 0.50
                 why = f"{shown:.2f} is below the least confidence {settings.min_confidence:g}"
                 report.skip(name, "below_confidence", f"Its confidence {why}.")
+                if len(unsure) < _MOST_UNSURE:
+                    loser = Candidate(entry, confidence, match(entry, query, index.rarity))
+                    unsure.append(Loss(loser, "below_confidence", "that is not sure enough"))
         elif fits[entry.family] <= 0:
             why = f"Made for {entry.family}; the model is {family}."
             if entry.family == _UNKNOWN:
@@ -290,7 +302,21 @@ def _sift(
             found = match(entry, query, index.rarity)
             factors = scores.explain(row, found.details)
             fitting.append(Candidate(entry, confidence, found, factors))
-    return fitting
+    return fitting, unsure
+
+
+def _nearest(chosen: Candidate, losses: Sequence[Loss]) -> str:
+    """The best LoRA that lost and serves one of the same clauses, and why it lost, in words."""
+    clauses = set(chosen.match.clauses)
+    rivals = [loss for loss in losses if clauses & set(loss.candidate.match.clauses)]
+    if not rivals:
+        return ""
+    best = max(rivals, key=lambda loss: loss.candidate.confidence)
+    loser = best.candidate
+    return (
+        f'The nearest alternative, "{loser.entry.title}", has confidence '
+        f"{loser.confidence:.2f}: {best.reason}."
+    )
 
 
 def _tell_if_none(

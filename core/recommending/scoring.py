@@ -120,12 +120,12 @@ def score(
     """
     ranking = ranking or load_ranking()
     fit = np.array([fits[family] for family in index.families], np.float32)[index.family]
-    parts = [
-        gather(index, query, usable, similarity) for usable in (fit > 0, fit <= 0) if usable.any()
-    ]
-    tables = [
-        _table(compare(part.columns, len(index.entries)), ranking.trees.columns) for part in parts
-    ]
+    parts, tables = [], []
+    for usable in (fit > 0, fit <= 0):
+        if usable.any():
+            parts.append(part := gather(index, query, usable, similarity))
+            columns = compare(part.columns, float(usable.sum()))
+            tables.append(_table(columns, ranking.trees.columns))
     if not tables:
         none = np.zeros(0, np.float32)
         return Scores(np.zeros(0, np.int32), none, {}, np.zeros((0, 0), np.float32), ranking)

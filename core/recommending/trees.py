@@ -51,7 +51,7 @@ class Trees(NamedTuple):
             at = self._next(at, table[rows, self.column[at]])
         return self.value[at].astype(np.float64).sum(1)
 
-    def shares(self, row: Floats) -> tuple[float, Floats]:
+    def shares(self, row: Floats) -> tuple[float, np.ndarray]:
         """The mean answer, and what each column's splits added to it for one row, [columns].
 
         Each step of a path adds the difference of the node's means to the column that it asked

@@ -208,7 +208,8 @@ def test_a_lora_without_metadata_is_judged_by_its_name() -> None:
     assert titles(plan_for(prompt, bare, *OTHERS)) == ["steampunk airship"]
     bare_confidence = plan_for(prompt, bare, *OTHERS).loras[0].confidence
     full_confidence = plan_for(prompt, full, *OTHERS).loras[0].confidence
-    assert bare_confidence > full_confidence
+    # A lack counts neither for nor against it.
+    assert bare_confidence == pytest.approx(full_confidence, abs=0.1)
 
 
 def test_the_factors_sum_to_the_confidence_and_name_the_words() -> None:
@@ -503,7 +504,7 @@ def test_at_most_three_words_of_a_lora_with_hundreds() -> None:
     entry = lora(
         "zorblat", ", ".join(f"zorb{i}" for i in range(400)), *[f"t{i}" for i in range(400)]
     )
-    plan = plan_for("zorblat", entry, *OTHERS)
+    plan = plan_for("zorblat", entry, *OTHERS, min_confidence=0.1)
     assert len(plan.loras[0].trigger_words) <= 3
 
 

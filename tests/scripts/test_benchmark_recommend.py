@@ -52,7 +52,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def run(files: dict[str, Path], action: str, *more: str) -> dict[str, Any]:
     given = ["--library", str(files["library"]), "--pairs", str(files["pairs"])]
-    return recommend.main([action, *given, "--out", str(files["out"]), *more])
+    return recommend.main([action, *given, "--out", str(files["out"]), "--words-only", *more])
 
 
 def test_the_lora_that_was_used_is_first_and_recommended(files: dict[str, Path]) -> None:
@@ -83,7 +83,12 @@ def test_a_prompt_of_nothing_but_trigger_words_gets_an_empty_answer(
 def test_ours_stands_beside_bm25(files: dict[str, Path]) -> None:
     said = run(files, "compare")
     assert said["hit@3"] == {"ours": 1.0, "bm25": 1.0}
-    assert said["over_bm25"] == [0.0, 0.0] and said["pairs"] == 4
+    assert said["lead"] == {"bm25": [0.0, 0.0]} and said["pairs"] == 4
+
+
+def test_fusion_takes_what_both_put_first() -> None:
+    assert recommend.fused([1, 2, 3], [2, 3, 1])[0] == 2
+    assert recommend.fused([], []) == []
 
 
 def test_bm25_finds_rare_words_first() -> None:

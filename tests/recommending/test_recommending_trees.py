@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from intelligent_generation.core.recommending.scoring import load_ranking
+from intelligent_generation.core.recommending.trees import Trees
+
+# Two trees: "is a at most 1? then is b at most 0?" and one leaf alone.
+TREES = Trees.read(
+    {
+        "columns": ["a", "b"],
+        "roots": [0, 5],
+        "column": [0, 1, 0, 0, 0, 0],
+        "threshold": [1.0, 0.0, 0, 0, 0, 0],
+        "left": [1, 3, 2, 3, 4, 5],
+        "right": [2, 4, 2, 3, 4, 5],
+        "missing_left": [0, 1, 0, 0, 0, 0],
+        "value": [0.5, -1.0, 2.0, -3.0, 1.0, 0.25],
+        "depth": 2,
+    }
+)
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ((1.0, 0.0), -3.0),
+        ((1.0, 0.1), 1.0),
+        ((1.1, 0.0), 2.0),
+        ((NAN, 0.0), 2.0),  # a missing a goes right, a missing b left
+        ((0.0, NAN), -3.0),
+    ],
+)
+def test_a_row_takes_its_path(row: tuple[float, float], answer: float) -> None:
+    table = np.array([row, row], np.float32)
+    assert TREES.answer(table).tolist() == [answer + 0.25] * 2
+
+
+def test_shares_add_up_and_go_to_the_columns_that_were_asked() -> None:
+    mean, shares = TREES.shares(np.array((1.0, 0.1), np.float32))
+    assert mean == 0.75
+    assert shares.tolist() == [-1.5, 2.0]
+
+
+def test_ranking_shares_add_up_for_any_row() -> None:
+    trees = load_ranking().trees
+    table = np.random.RandomState(0).rand(50, len(trees.columns)).astype(np.float32) * 3
+    table[::3, ::2] = NAN
+    for row, answer in zip(table, trees.answer(table), strict=True):
+        mean, shares = trees.shares(row)
+        assert mean + shares.sum() == pytest.approx(answer, abs=1e-4)
+
+
+def test_every_column_of_the_ranking_belongs_to_a_factor() -> None:
+    ranking = load_ranking()
+    assert len(ranking.factors) == len(ranking.trees.columns)
+    assert {"trigger", "name", "tags", "semantic", "popularity", "rarity"} <= set(ranking.factors)
+    assert set(ranking.judged) == {"base_model", "intent", "history"}
+    assert 0 < ranking.scale < 2
