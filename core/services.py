@@ -274,7 +274,7 @@ class Services:
         with self._lock:
             if self._meaning is None:
                 vectors = host.user_directory() / "lora_vectors.bin"
-                self._meaning = Meaning(vectors, lambda: open_encoder(model_folder()))
+                self._meaning = Meaning(vectors, self._opened_encoder)
             return self._meaning
 
     def read_meaning(self) -> None:
@@ -632,12 +632,17 @@ class Services:
     def encoder(self) -> Encoder | None:
         """Turns texts into vectors of their meaning; None where its model is not on this machine.
         Loaded at first use, which takes seconds."""
+        return self._opened_encoder().encoder
+
+    def _opened_encoder(self) -> Opened:
         with self._encoder_lock:  # a lock of its own, as it is held for seconds
             if self._encoder is None:
                 self._encoder = open_encoder(model_folder())
                 if self._encoder.problem:
-                    log.info("Prompts are read by words alone. %s", self._encoder.problem)
-            return self._encoder.encoder
+                    log.info(
+                        "Prompts and LoRAs are compared by words alone. %s", self._encoder.problem
+                    )
+            return self._encoder
 
     def analyze(
         self,

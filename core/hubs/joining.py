@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import DownloadError
+from ..filelock import one_writer
 from .download import replace
-from .filelock import one_writer
 from .http import never
 
 JOINED_FROM = "joined_from"

@@ -228,7 +228,6 @@ class Meaning:
             self._say("opening", 0, len(library.entries))
             opened = self._open()
             if opened.encoder is None:
-                log.info("Intelligent Generation compares by words alone. %s", opened.problem)
                 self._say("off", 0, len(library.entries), opened.problem)
                 return
             encoder, file = opened.encoder, VectorFile(self._path)
