@@ -39,8 +39,11 @@ BOOSTING = {
     "deterministic": True,
 }
 ROUNDS = 160
-SHARES = (1.0, 1.0, 1.0, 0.2, 0.03, 0.005)
-"""Of the library, drawn for each prompt, so that the trees also know small libraries."""
+SMALL = (3, 800)
+"""Every prompt is also asked of a library of so many LoRAs, drawn at random: most people have few,
+and of few most fit no prompt."""
+ANSWERED = 0.35
+"""How often the LoRAs that were used are in that small library."""
 LACKING = {"meaning": 0.15, "popularity": 0.25, "texts": 0.15, "answers": 0.15}
 """How often a prompt is shown without vectors, without what hubs count, without tags and
 descriptions, and without the LoRAs that were used, so that it needs none."""
@@ -131,6 +134,8 @@ class Example(NamedTuple):
     """LoRAs that the model can use."""
     needs: bool
     """Whether LoRAs were used with it."""
+    small: bool
+    """Whether the library is one drawn at random: to fit on, not to measure on."""
 
 
 def main(argv: list[str]) -> dict[str, Any]:
@@ -206,6 +211,7 @@ def read_examples(
     numbered = np.array([numbers[model] for model in models])
     of_id = dict(zip((row["id"] for row in rows), models, strict=True))
     fits: dict[str, np.ndarray] = {}
+    chance = np.random.RandomState(0)
     found: list[tuple[str, Example]] = []
     for place, pair in enumerate([*pairs, *without]):
         targets = [of_id[t["lora_id"]] for t in pair["targets"] if t["lora_id"] in of_id]
@@ -218,27 +224,36 @@ def read_examples(
             if not pair[field].strip():
                 # Nothing is left without its trigger words: nobody can tell.
                 none = np.zeros(0, bool)
-                found.append((field, Example(fold, {}, none, none, none.astype(int), 0, True)))
+                found.append(
+                    (field, Example(fold, {}, none, none, none.astype(int), 0, True, False))
+                )
                 continue
             clauses = analyze(pair[field]).clauses
             prompt = _shortened(encoder.encode_parts(telling_parts(clauses)), directions)
             like = similarity(prompt, vectors)
-            positions, columns = gather(index, read_query(clauses), usable, like)
-            mine = numbered[positions]
-            found.append(
-                (
-                    field,
-                    Example(
-                        fold,
-                        {name: column.astype(np.float16) for name, column in columns.items()},
-                        np.isin(mine, [numbers[target] for target in targets]),
-                        np.isin(mine, [numbers[m] for m in accepted if m in numbers]),
-                        mine,
-                        int(usable.sum()),
-                        bool(targets),
-                    ),
+            query = read_query(clauses)
+            answers = np.isin(numbered, [numbers[target] for target in targets])
+            fitting = np.isin(numbered, [numbers[m] for m in accepted if m in numbers])
+            for small in (False, True):
+                there = _some(usable, fitting, chance) if small else usable
+                if not there.any():
+                    continue
+                positions, columns = gather(index, query, there, like)
+                found.append(
+                    (
+                        field,
+                        Example(
+                            fold,
+                            {name: each.astype(np.float16) for name, each in columns.items()},
+                            answers[positions],
+                            fitting[positions],
+                            numbered[positions],
+                            int(there.sum()),
+                            bool(targets),
+                            small,
+                        ),
+                    )
                 )
-            )
         if place % 1000 == 0:
             print(f"{place} of {len(pairs) + len(without)} prompts read", flush=True)
     _folds_of_models[:] = [fold_of(model) for model in numbers]
@@ -265,15 +280,17 @@ def _usable(index: Index, family: str) -> np.ndarray:
     return np.array(fits)[index.family]
 
 
+def _some(usable: np.ndarray, fitting: np.ndarray, chance: np.random.RandomState) -> np.ndarray:
+    """A small part of the library, with all or none of the LoRAs that fit."""
+    size = np.exp(chance.uniform(*np.log(SMALL)))
+    some = usable & ~fitting & (chance.rand(len(usable)) < size / usable.sum())
+    return some | (usable & fitting) if chance.rand() < ANSWERED else some
+
+
 def _varied(example: Example, chance: np.random.RandomState) -> Example:
-    """The example in a library drawn at random, and with less said."""
-    share = SHARES[chance.randint(len(SHARES))]
-    keep = chance.rand(len(example.used)) < share
+    """The example with less said."""
     lacking = {what for what, rate in LACKING.items() if chance.rand() < rate}
-    if share < 1.0 and "answers" not in lacking:
-        keep |= example.used
-    if "answers" in lacking:
-        keep &= ~example.near
+    keep = ~example.near if "answers" in lacking else np.ones(len(example.used), bool)
     columns = {name: column[keep].astype(np.float32) for name, column in example.columns.items()}
     for what, names, value in (
         ("meaning", OF_MEANING, np.nan),
@@ -282,14 +299,11 @@ def _varied(example: Example, chance: np.random.RandomState) -> Example:
     ):
         if what in lacking:
             columns |= {name: np.full_like(columns[name], value) for name in names}
-    return Example(
-        example.fold,
-        columns,
-        example.used[keep],
-        example.near[keep],
-        example.models[keep],
-        max(1, round(example.library * share)),
-        example.needs,
+    return example._replace(
+        columns=columns,
+        used=example.used[keep],
+        near=example.near[keep],
+        models=example.models[keep],
     )
 
 
@@ -371,7 +385,7 @@ def measure(
     read = Trees.read(trees)
     found = []
     for field, example in examples:
-        if example.fold != fold:
+        if example.fold != fold or example.small:
             continue
         if not len(example.used):
             measured[field].append(False)

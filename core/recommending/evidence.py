@@ -229,9 +229,9 @@ def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) ->
 
 def _alike(index: Index, has: Grams, positions: Indices, clauses: list[str]) -> Floats:
     """Cosine of hashed letter runs between each LoRA's text and the nearest clause, in [0, 1]."""
-    if not len(positions) or not clauses:
-        return np.zeros(len(positions), np.float32)
     asked = [grams(clause) for clause in clauses]
+    if not any(map(len, asked)):
+        return np.zeros(len(positions), np.float32)
     known, columns = np.unique(np.concatenate(asked), return_inverse=True)
     weights = index.gram_weights[known]
     table = np.zeros((len(known) + 1, len(asked)), np.float32)

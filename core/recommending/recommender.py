@@ -300,6 +300,8 @@ def _sift(
             report.skip(name, "blocked", f"Not recommended: {why}.")
         else:
             found = match(entry, query, index.rarity)
+            if not found.worth and not scores.resembles(row):
+                continue  # well known, perhaps, but it has nothing to do with the prompt
             factors = scores.explain(row, found.details)
             fitting.append(Candidate(entry, confidence, found, factors))
     return fitting, unsure

@@ -27,6 +27,10 @@ _HOPELESS = -4.0
 """Score (a logit, confidence 0.02) below which no single factor makes a recommendation."""
 
 
+_RESEMBLES = {"similarity_clause": 0.45, "spelling_name": 0.5, "spelling_trigger": 0.5}
+"""From which cosine on a LoRA without a word of the prompt can still be meant by it. Judged."""
+
+
 class Ranking(NamedTuple):
     """ranking.json."""
 
@@ -72,6 +76,11 @@ class Scores(NamedTuple):
     columns: Floats
     """What the trees were asked about, [rows, columns]."""
     ranking: Ranking
+
+    def resembles(self, row: int) -> bool:
+        """Whether one row is near a clause of the prompt in meaning or in spelling."""
+        values = dict(zip(self.ranking.trees.columns, self.columns[row].tolist(), strict=True))
+        return any(values.get(column, 0.0) >= least for column, least in _RESEMBLES.items())
 
     def explain(self, row: int, details: Mapping[str, str]) -> tuple[Factor, ...]:
         """The factors of one row, the heaviest first. `details` says what matched."""
