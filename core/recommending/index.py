@@ -27,7 +27,7 @@ JOINED = "+"
 MAX_TRIGGERS = 64
 """Trigger words of one LoRA that are read; some files list hundreds of caption tags."""
 
-_TELLING_SHARE = 0.5
+_TELLING_SHARE = 0.75
 """Share of the training images from which a caption tag says what a LoRA is for."""
 _BACKGROUND_ENTRIES = 5000
 """How many LoRAs the background rates count for against the library's own. In a library of
