@@ -29,7 +29,7 @@ from intelligent_generation.core.errors import (
     HubNotFoundError,
     ModelFileError,
 )
-from intelligent_generation.core.hubs import filelock
+from intelligent_generation.core import filelock
 from intelligent_generation.core.hubs.download import (
     BLOCK_BYTES,
     PAUSES,

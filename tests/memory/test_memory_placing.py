@@ -70,7 +70,7 @@ def run(model, clip, vae, side=64, batch=1, encode=True):
         watch(model.clone()), positive, negative, host.empty_latent(side, side, batch, vae), seed=3,
         steps=2, cfg=5.0, sampler="euler", scheduler="normal", denoise=1.0,
     )
-    return latent["samples"], host.decode(vae, latent), dict(seen[-1])
+    return latent["samples"], host.decode(vae, latent).image, dict(seen[-1])
 
 def same(one, other):
     return bool(torch.equal(one[0], other[0])), float((one[0] - other[0]).norm() / other[0].norm())
@@ -234,7 +234,7 @@ vae.first_stage_model.decode = watched
 latent = {"samples": torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(0))}
 def decoded(cap):
     sizes.clear()
-    image = host.decode(place(plan("AUTO", cap), model, clip, vae, FREE).vae, latent)
+    image = host.decode(place(plan("AUTO", cap), model, clip, vae, FREE).vae, latent).image
     return image, max(s[-1] * s[-2] for s in sizes), max(s[0] for s in sizes)
 size = vae.patcher.model_size()
 whole, cells, batch = decoded(0)

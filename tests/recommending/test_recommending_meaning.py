@@ -77,6 +77,14 @@ def test_vectors_are_made_once_and_opened_again(path: Path) -> None:
     assert not {"castle", "robot"} & set(again.encoded)
 
 
+def test_two_libraries_under_one_revision_are_two(path: Path) -> None:
+    meaning = Meaning(path, lambda: Opened(Letters()))
+    for titles in (("castle",), ("castle", "robot"), ("robot",), ()):
+        near = meaning.similarity(library(*titles, revision="same"), clauses("a castle"))
+        assert near is not None and near.prompt.shape == (len(titles),)
+        assert not np.isnan(near.prompt).any()
+
+
 def test_a_changed_lora_alone_is_read_again(path: Path) -> None:
     encoder = Letters()
     meaning = Meaning(path, lambda: Opened(encoder))
