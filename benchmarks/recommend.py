@@ -325,16 +325,14 @@ class Bm25:
         return [int(position) for position in order[: 10 * RANKED] if scores[position] > 0]
 
 
-def _seed_formula(
-    entry: LoraEntry, cosine: float, prompt_words: frozenset[str], rarity: float = 0.5
-) -> float:
+def _seed_formula(entry: LoraEntry, cosine: float, prompt_words: frozenset[str]) -> float:
     """Requirement 2.9: .40 cosine, .30 share of trigger words in the prompt, .20 rating, .10
     history. Ratings in its form for sites without stars; no history counts as neutral."""
-    triggers = read_entry(entry).triggers
-    named = sum(set(t.words) <= prompt_words for t in triggers) / len(triggers) if triggers else 0.0
+    triggers = [frozenset(words(trigger.text)) for trigger in entry.trigger_words]
+    named = sum(each <= prompt_words for each in triggers) / max(1, len(triggers))
     popular = 0.5 * min(math.log10(1 + (entry.downloads or 0)) / 5, 1.0)
     popular += 0.5 * min(math.log10(1 + (entry.likes or 0)) / 3, 1.0)
-    return 0.40 * cosine + 0.30 * named + 0.20 * popular + 0.10 * rarity
+    return 0.40 * cosine + 0.30 * named + 0.20 * popular + 0.10 * 0.5
 
 
 def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str, setup: Setup) -> dict[str, Any]:
@@ -344,15 +342,18 @@ def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str, setup: Setup
     pairs = [pair for pair in pairs if any(t["lora_id"] in models for t in pair["targets"])]
     bm25 = Bm25(library)
     hits: dict[str, list[bool]] = {}
+    usable: dict[str, set[int]] = {}
     for pair in pairs:
         text, family = pair[field], family_named(pair["family"])
         used = {models[t["lora_id"]] for t in pair["targets"] if t["lora_id"] in models}
         said = answer(text, pair["family"], setup, _ranking_for(pair, of_id, setup))
-        fitting = {
-            position
-            for position, entry in enumerate(library.entries)
-            if entry.family == "unknown" or lora_fit(entry.family, family) > 0
-        }
+        if family not in usable:
+            usable[family] = {
+                position
+                for position, entry in enumerate(library.entries)
+                if entry.family == "unknown" or lora_fit(entry.family, family) > 0
+            }
+        fitting = usable[family]
         by_words = [at for at in bm25.order(text) if at in fitting]
         orders = {"ours": [one.id for one in said.ranked], "bm25": [ids[at] for at in by_words]}
         like = meaning.similarity(library, [Clause(text=text, weight=1.0)]) if meaning else None

@@ -31,7 +31,7 @@ from .index import (
     rarity_of,
 )
 from .query import Query
-from .vectors import Similarity
+from .vectors import Similarity, product
 
 BEST_BY_WORDS, BEST_BY_ALL_TEXT, BEST_BY_MEANING, BEST_BY_POPULARITY = 100, 50, 60, 25
 """How many candidates each way of looking finds at most."""
@@ -217,7 +217,7 @@ def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) ->
             at, fields = posting
             at = candidate[at[(fields & (NAME | STEM | TRIGGER)) != 0]]
             has[place, at[at >= 0]] = 1.0
-    matched = asked @ has
+    matched = product(asked, has)
     whole = asked.sum(1, keepdims=True) + 1e-6
     best = matched * (matched / whole)
     none = np.zeros((1, len(positions)), np.float32)

@@ -23,7 +23,7 @@ from ..embedding import Encoder, Opened
 from ..filelock import one_writer
 from ..plan import Clause
 from .index import Floats
-from .vectors import Similarity, similarity, telling_parts, text_of
+from .vectors import Similarity, product, similarity, telling_parts, text_of
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def projection() -> Floats:
 
 def projected(vectors: Floats) -> Floats:
     """The vectors, unit ones again, in the principal directions; zeros stay zeros."""
-    short = vectors @ projection()
+    short = product(vectors, projection())
     return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-9)
 
 

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from intelligent_generation.core import filelock
 from intelligent_generation.core.catalog import read_header
 from intelligent_generation.core.errors import (
     DownloadError,
@@ -29,7 +30,6 @@ from intelligent_generation.core.errors import (
     HubNotFoundError,
     ModelFileError,
 )
-from intelligent_generation.core import filelock
 from intelligent_generation.core.hubs.download import (
     BLOCK_BYTES,
     PAUSES,

@@ -187,7 +187,7 @@ def test_the_most_telling_clauses_are_compared() -> None:
     )
     many = telling_parts(clauses(*["masterpiece"] * 60, "kaede sakurano", "word " * 60))
     assert "kaede sakurano" in many
-    assert sum(len(part.split()) for part in many) <= 40
+    assert sum(len(part.split()) for part in many) <= 32
     assert telling_parts(()) == telling_parts(clauses("", "of the")) == ()
 
 
@@ -226,7 +226,9 @@ def test_the_real_model_knows_synonyms(finder: None, path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "not a model"])
-def test_a_folder_without_a_usable_model_says_so(tmp_path: Path, content: str | None) -> None:
+def test_a_folder_without_a_usable_model_says_so(
+    finder: None, tmp_path: Path, content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "model.safetensors").write_text(content)
     opened = open_encoder(model_folder({FOLDER: str(tmp_path)}.get))
