@@ -262,7 +262,9 @@ def test_416_without_a_known_length(host: FileHost, get: Any, tmp_path: Path) ->
     part = tmp_path / f"{NAME}.part"
     part.write_bytes(CONTENT)  # the cut came after the last byte: 416 says that it is complete
     get(**chunked)
-    assert (host.starts, host.sent - len(b"no such range")) == ([len(CONTENT)], 0)
+    assert host.starts == [len(CONTENT)]
+    # Nothing of the file; the server counts a piece after writing it, perhaps after this line.
+    assert host.sent <= len(b"no such range")
     assert (tmp_path / NAME).read_bytes() == CONTENT
 
 
