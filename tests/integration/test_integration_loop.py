@@ -287,7 +287,7 @@ def test_the_png_alone_makes_the_image_again(
     # Renamed in between: files are found by hash before name.
     (loras / used).rename(loras / "renamed lora.safetensors")
     checkpoints = comfyui.base.models("checkpoints")
-    (original,) = checkpoints.iterdir()
+    original = checkpoints / record_of(run).plan.model.files[0].name
     moved = checkpoints / "moved" / "other name.safetensors"
     moved.parent.mkdir()
     original.rename(moved)
