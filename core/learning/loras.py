@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-from sqlalchemy import select
-
 from ..recommending import RatedLora
 from ..storage import Database
-from ..storage.tables import GenerationRow, RatingRow
+from .records import rated_records
 
 NEWEST = 500
 """Ratings that are looked at: tastes and models change."""
@@ -19,20 +15,10 @@ def rated_loras(database: Database, *, family: str) -> tuple[RatedLora, ...]:
 
     An image that was made twice counts once. Raises StorageError.
     """
-    query = (
-        select(RatingRow.rating, GenerationRow.image_key, GenerationRow.record)
-        .join(GenerationRow, GenerationRow.id == RatingRow.generation_id)
-        .where(GenerationRow.family == family)
-        .order_by(RatingRow.updated_at.desc())
-        .limit(NEWEST)
-    )
-    with database.session(read_only=True) as session:
-        rows = session.execute(query).all()
     found: dict[str, tuple[RatedLora, ...]] = {}
-    for rating, image_key, record in rows:
-        generation = json.loads(record)
-        applied = [lora["file"]["name"] for lora in generation["applied"]]
-        analysis = generation["plan"]["analysis"]
+    for rating, image_key, record in rated_records(database, newest=NEWEST, family=family):
+        applied = [lora["file"]["name"] for lora in record["applied"]]
+        analysis = record["plan"]["analysis"]
         concepts = frozenset(concept["text"].lower() for concept in analysis["concepts"])
         found.setdefault(
             image_key,

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
-from sqlalchemy import select
-
 from ..recommending import RatedModel
 from ..storage import Database
-from ..storage.tables import GenerationRow, RatingRow
+from .records import rated_records
 
 NEWEST = 500
 """Ratings that are looked at: tastes and models change."""
@@ -19,17 +15,9 @@ def rated_models(database: Database) -> tuple[RatedModel, ...]:
 
     An image that was made twice counts once. Raises StorageError.
     """
-    query = (
-        select(RatingRow.rating, GenerationRow.image_key, GenerationRow.record)
-        .join(GenerationRow, GenerationRow.id == RatingRow.generation_id)
-        .order_by(RatingRow.updated_at.desc())
-        .limit(NEWEST)
-    )
-    with database.session(read_only=True) as session:
-        rows = session.execute(query).all()
     found: dict[str, RatedModel] = {}
-    for rating, image_key, record in rows:
-        plan = json.loads(record)["plan"]
+    for rating, image_key, record in rated_records(database, newest=NEWEST):
+        plan = record["plan"]
         files = [
             file
             for part in plan["model"]["parts"]

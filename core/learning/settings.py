@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
-from sqlalchemy import select
-
 from ..plan import Priority, StyleIntent
 from ..storage import Database
-from ..storage.tables import GenerationRow, RatingRow
 from ..tuning import RatedSettings
+from .records import rated_records
 
 NEWEST = 200
 """Ratings that are looked at: tastes and models change."""
@@ -27,18 +23,9 @@ def rated_settings(
 
     An image that was made twice counts once. Raises StorageError.
     """
-    query = (
-        select(RatingRow.rating, GenerationRow.image_key, GenerationRow.record)
-        .join(GenerationRow, GenerationRow.id == RatingRow.generation_id)
-        .where(GenerationRow.family == family)
-        .order_by(RatingRow.updated_at.desc())
-        .limit(NEWEST)
-    )
-    with database.session(read_only=True) as session:
-        rows = session.execute(query).all()
     found: dict[str, RatedSettings] = {}
-    for rating, image_key, record in rows:
-        plan = json.loads(record)["plan"]
+    for rating, image_key, record in rated_records(database, newest=NEWEST, family=family):
+        plan = record["plan"]
         sampling = plan["sampling"]
         kind = plan["model"].get("variant"), plan["analysis"]["intent"]["style"]
         if kind == (variant, style) and sampling.get("priority", "BALANCED") == priority:
