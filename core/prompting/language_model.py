@@ -191,7 +191,7 @@ def installed_models(*, time_limit: float = 5.0) -> tuple[str, ...]:
             found = await client.list()
         return tuple(model.model for model in found.models if model.model)
 
-    return _finished(_guarded(names(), ""), time_limit, lambda: None)
+    return _finished(_guarded(names(), ""), time_limit, lambda: None, "It may be busy; try again.")
 
 
 def address() -> str:
@@ -260,7 +260,8 @@ def _ask(text: str, settings: OllamaSettings, check: Callable[[], object]) -> st
         return "".join(parts)
 
     try:
-        return _finished(_guarded(chat(), settings.model), settings.time_limit, check)
+        advice = "Raise the time limit, or choose a smaller model."
+        return _finished(_guarded(chat(), settings.model), settings.time_limit, check, advice)
     except LanguageModelError as error:
         if error.code == "ollama_model_missing":
             raise LanguageModelError(error.code, f"{error} {_installed_hint()}") from None
@@ -330,9 +331,15 @@ async def _guarded(call: Coroutine[Any, Any, T], model: str) -> T:
         ) from error
 
 
-def _finished(call: Coroutine[Any, Any, T], time_limit: float, check: Callable[[], object]) -> T:
+def _finished(
+    call: Coroutine[Any, Any, T], time_limit: float, check: Callable[[], object], advice: str
+) -> T:
     """The call's result. It runs in a thread with a loop of its own, as ComfyUI may be in one
-    already, and is cancelled, its connection closed, when time is up or `check` raises."""
+    already, and is cancelled, its connection closed, when time is up or `check` raises. The
+    advice is for those whose time was up."""
+    # Before the clock runs: on a busy machine the first import took more than five seconds.
+    with suppress(ImportError):
+        import ollama  # noqa: F401
     outcome: dict[str, Any] = {}
     ready = threading.Event()
 
@@ -366,8 +373,7 @@ def _finished(call: Coroutine[Any, Any, T], time_limit: float, check: Callable[[
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
         raise LanguageModelError(
             "ollama_too_slow",
-            f"Ollama at {address()} did not finish within {time_limit:g} s. Raise the time limit, "
-            "or choose a smaller model.",
+            f"Ollama at {address()} did not finish within {time_limit:g} s. {advice}",
         ) from error
     if error is not None:
         raise error

@@ -10,6 +10,8 @@ from pathlib import Path
 import intelligent_generation
 import pytest
 from intelligent_generation.scripts.comfyui import ComfyUI
+from intelligent_generation.tests.services.ollama import OllamaServer
+from intelligent_generation.tests.services.server import DROP
 
 ROOT = Path(intelligent_generation.__path__[0])
 CHROMIUM = next(
@@ -117,3 +119,31 @@ def test_help_pages_and_templates_are_served(page, comfyui: ComfyUI) -> None:
         assert status == 200
     words = page.evaluate("async () => (await fetch('/api/i18n')).json()")
     assert words["es"]["nodeDefs"]["IntelligentSampler"]["display_name"]
+
+
+def test_the_ollama_button_lists_models_sets_the_node_and_says_what_is_wrong(
+    page, ollama: OllamaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.evaluate(
+        """() => {
+            window.app.graph.clear();
+            const node = window.LiteGraph.createNode("PromptAnalyzer");
+            window.app.graph.add(node);
+            const button = node.widgets.find(w => w.type === "button");
+            window.press = () => button.callback(new MouseEvent("click"));
+        }"""
+    )
+    values = """() => Object.fromEntries(
+        window.app.graph.nodes[0].widgets.map(w => [w.name, w.value]))"""
+    page.evaluate("() => window.press()")
+    page.locator(".litecontextmenu").get_by_text("other:3b", exact=True).click()
+    chosen = page.evaluate(values)
+    assert (chosen["analyzer"], chosen["ollama_model"]) == ("Ollama", "other:3b")
+    ollama.fail(DROP, path="/api/tags")
+    page.evaluate("() => window.press()")
+    page.get_by_text("does not speak Ollama's protocol").wait_for()
+    monkeypatch.setattr(ollama, "models", [])
+    page.evaluate("() => window.press()")
+    page.get_by_text("Ollama has no model").wait_for()
+    assert page.evaluate(values)["ollama_model"] == "other:3b"
+    assert page.problems == []

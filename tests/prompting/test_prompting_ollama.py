@@ -178,6 +178,13 @@ def test_a_model_that_hangs_is_given_up_and_the_connection_closed(ollama):
     assert "0.3 s" in analysis.notices[0].message
 
 
+def test_a_list_of_models_that_does_not_come_speaks_of_no_model(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OLLAMA_HOST", f"127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(LanguageModelError, match=r"within 0\.2 s\. It may be busy; try again"):
+            installed_models(time_limit=0.2)
+
+
 def test_cancel_ends_the_call(ollama):
     class Cancelled(BaseException):
         pass
