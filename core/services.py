@@ -177,6 +177,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SETTINGS = RecommendSettings()
 NO_OVERRIDES = SamplingOverrides()
 NO_REMOTE: Mapping[FileRef, RemoteLora] = {}
+NO_LIBRARY = LoraLibrary((), (), "none")
 
 DATABASE_URL = "INTELLIGENT_GENERATION_DATABASE_URL"
 """Environment variable with any SQLAlchemy URL; default: SQLite in the protected user folder."""
@@ -841,7 +842,7 @@ class Services:
             self._unanswered += 1
         if found := offers.found:
             # Scored among themselves first: details cost a request each.
-            alone, remote = with_offers(library._replace(entries=(), unreadable=()), found)
+            alone, remote = with_offers(NO_LIBRARY, found)
             first = planned(alone, remote=remote)
             found = self.proposer.look_up(found, first, stop=host.check_interrupt)
             library, remote = with_offers(library, found)

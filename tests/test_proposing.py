@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from intelligent_generation.core.catalog import Catalog, DiskCache, LoraLibrary, lora_fit
+from intelligent_generation.core.catalog.entries import LoraEntry
 from intelligent_generation.core.fetching import Fetcher
 from intelligent_generation.core.hubs import Credentials, SafetyRules
-from intelligent_generation.core.plan import LoraPlan, PromptAnalysis
+from intelligent_generation.core.plan import FileRef, LoraPlan, PromptAnalysis
 from intelligent_generation.core.prompting import analyze
 from intelligent_generation.core.proposing import Offers, Proposer
 from intelligent_generation.core.recommending import (
@@ -22,6 +24,7 @@ from intelligent_generation.core.recommending import (
     recommend,
     with_offers,
 )
+from intelligent_generation.core.recommending.index import Index, index_of
 from intelligent_generation.core.storage import Database
 from intelligent_generation.tests.services.civitai import (
     CivitaiServer,
@@ -322,6 +325,24 @@ def planned(world: World, prompt: str, offers: Sequence[Any]) -> LoraPlan:
         settings=RecommendSettings(min_confidence=0.2),
         remote=remote,
     )
+
+
+def test_indexes_are_kept_while_the_offers_are_the_same(world: World) -> None:
+    files = [FileRef(folder="loras", name=f"own {n}.safetensors") for n in range(3)]
+    entries = (LoraEntry(file, file.name, "sd15", None, 1.0, "test") for file in files)
+    own = LoraLibrary(tuple(entries), (), "own")
+    world.offer(1, "Pixel Art Perfect")
+
+    def indexes() -> list[Index]:
+        offers = world.ask().found
+        libraries = (own, with_offers(EMPTY, offers)[0], with_offers(own, offers)[0])
+        return [index_of(library) for library in libraries]
+
+    first, second = indexes(), indexes()
+    assert [len(index.entries) for index in first] == [3, 1, 4]
+    assert all(map(operator.is_, first, second))
+    world.offer(2, "Pixel Art Other")
+    assert [len(index.entries) for index in indexes()] == [3, 2, 5]
 
 
 def test_details_come_for_those_that_would_be_taken(world: World) -> None:

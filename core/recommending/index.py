@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 from array import array
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import chain, pairwise, repeat
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..catalog.entries import LoraEntry, LoraLibrary
+from .keeping import Kept
 from .text import STOPWORDS, contains, name_words, pieces, words
 
 MAX_PHRASE = 6
@@ -306,25 +307,15 @@ def _background(term: str) -> float:
     return max(_UNSEEN_RATE, known or 0.0)
 
 
-_kept: OrderedDict[str, Index] = OrderedDict()
-_kept_lock = threading.Lock()
-_KEEP = 2
+_kept: Kept[Index] = Kept()
+_building = threading.Lock()
 
 
 def index_of(library: LoraLibrary) -> Index:
-    """The library's index, built on first use and kept for the two latest revisions.
+    """The library's index, built on first use and kept for the latest libraries.
 
     Pure but for the time it takes: equal libraries give equal indexes. Linear in the library's
     text; the first call on a revision pays it.
     """
-    with _kept_lock:
-        index = _kept.get(library.revision)
-        # A revision names its content; comparing guards callers (tests above all) that make two
-        # libraries under one name, and costs little where the entries are the same objects.
-        if index is None or index.entries != library.entries:
-            index = Index(library.entries)
-        _kept[library.revision] = index
-        _kept.move_to_end(library.revision)
-        while len(_kept) > _KEEP:
-            _kept.popitem(last=False)
-    return index
+    with _building:
+        return _kept.get(library) or _kept.put(library, Index(library.entries))

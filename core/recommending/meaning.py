@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
-from ..catalog.entries import LoraEntry, LoraLibrary
+from ..catalog.entries import LoraLibrary
 from ..embedding import Encoder, Opened
 from ..filelock import one_writer
 from ..plan import Clause
 from .index import Floats
+from .keeping import Kept
 from .vectors import Similarity, product, similarity, telling_parts, text_of
 
 log = logging.getLogger(__name__)
@@ -143,10 +144,11 @@ class Meaning:
         self._lock = threading.RLock()
         self._encoder: Encoder | None = None
         self._file: VectorFile | None = None
-        self._matrix: tuple[tuple[LoraEntry, ...], int, Floats] | None = None
+        self._matrices: Kept[tuple[int, Floats]] = Kept()
+        """Vectors in a library's order, and how many the file had then."""
         self._thread: threading.Thread | None = None
-        self._read: tuple[LoraEntry, ...] | None = None
-        """The entries whose vectors are all made."""
+        self._complete: Kept[bool] = Kept()
+        """The libraries whose vectors are all made."""
         self._stop = threading.Event()
         self._status = MeaningStatus("not started", 0, 0)
         self._asked_early = False
@@ -192,7 +194,7 @@ class Meaning:
     def start(self, library: LoraLibrary) -> None:
         """Make the vectors that the library lacks, in the background."""
         with self._lock:
-            if self._busy() or self._status.state == "off" or self._read == library.entries:
+            if self._busy() or self._status.state == "off" or self._complete.get(library):
                 return
             self._stop.clear()
             # A daemon: ComfyUI's shutdown must not wait for it.
@@ -244,7 +246,7 @@ class Meaning:
             file.add(some, projected(encoder.encode(some)))
             self._say("reading", total - len(missing) + at + len(some), total)
         with self._lock:
-            self._read = library.entries
+            self._complete.put(library, True)
             self._revision += self._asked_early
             self._asked_early = False
             self._say("ready", total, total)
@@ -254,14 +256,13 @@ class Meaning:
             self._status = MeaningStatus(state, done, total, problem)
 
     def _vectors(self, library: LoraLibrary, file: VectorFile) -> Floats:
-        """The library's vectors in its order, kept for the latest library."""
-        with self._lock:
-            kept, count = self._matrix, len(file)
-            # Comparing costs little where the entries are the same objects.
-            if kept is None or kept[1] != count or kept[0] != library.entries:
-                matrix = file.get([text_of(entry) for entry in library.entries])
-                kept = self._matrix = (library.entries, count, matrix)
-            return kept[2]
+        """The library's vectors in its order."""
+        count = len(file)
+        kept = self._matrices.get(library)
+        if kept is None or kept[0] != count:
+            matrix = file.get([text_of(entry) for entry in library.entries])
+            kept = self._matrices.put(library, (count, matrix))
+        return kept[1]
 
 
 def _digest(text: str) -> bytes:

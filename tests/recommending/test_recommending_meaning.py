@@ -85,6 +85,24 @@ def test_two_libraries_under_one_revision_are_two(path: Path) -> None:
         assert not np.isnan(near.prompt).any()
 
 
+def test_libraries_used_in_turn_are_put_together_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_together: list[int] = []
+    get = VectorFile.get
+    monkeypatch.setattr(
+        VectorFile,
+        "get",
+        lambda self, texts: put_together.append(len(texts)) or get(self, texts),
+    )
+    meaning = Meaning(path, lambda: Opened(Letters()))
+    libraries = [library("castle", "robot"), library("rocket"), library("castle", "rocket")]
+    for titles in libraries * 3:
+        assert meaning.similarity(titles, clauses("a castle")) is not None
+    # Again once for the first, as the file had grown.
+    assert sorted(put_together) == [1, 2, 2, 2]
+
+
 def test_a_changed_lora_alone_is_read_again(path: Path) -> None:
     encoder = Letters()
     meaning = Meaning(path, lambda: Opened(encoder))
