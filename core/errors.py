@@ -77,3 +77,8 @@ class HubBusyError(HubError):
 
 class DownloadError(HubError):
     """A download that could not be finished or does not hold what was promised."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its type's name, with no full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

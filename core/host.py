@@ -44,7 +44,7 @@ import torch
 from comfy.cli_args import args
 from safetensors import SafetensorError
 
-from .errors import HostError, ModelFileError, SaveError, SettingError
+from .errors import HostError, ModelFileError, SaveError, SettingError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -357,7 +357,7 @@ def load_text_encoders(
         names = ", ".join(path.name for path in paths)
         raise ModelFileError(
             f"Text encoder {names} could not be loaded for type {clip_type!r}: "
-            f"{_first_line(error)}. Check that the files belong to this model."
+            f"{first_line(error)}. Check that the files belong to this model."
         ) from error
 
 
@@ -382,7 +382,7 @@ def _vae_is_usable(vae: Any) -> bool:
 
 def _not_loaded(what: str, path: Path, error: Exception) -> ModelFileError:
     return ModelFileError(
-        f"ComfyUI could not load the {what} {path.name}: {_first_line(error)}. "
+        f"ComfyUI could not load the {what} {path.name}: {first_line(error)}. "
         "Check that the file is complete and that this ComfyUI supports the model."
     )
 
@@ -391,10 +391,6 @@ def _raise_out_of_memory(error: Exception) -> None:
     """Let running out of memory be seen as what it is."""
     if is_out_of_memory(error):
         raise error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 # --------------------------------------------------------------------------- memory
@@ -1398,7 +1394,7 @@ def apply_lora(
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         _raise_out_of_memory(error)
         raise ModelFileError(
-            f"LoRA {name} could not be read: {_first_line(error)}. Download it again or remove it."
+            f"LoRA {name} could not be read: {first_line(error)}. Download it again or remove it."
         ) from error
     model_keys = _new_patches(model, new_model)
     clip_keys = _new_patches(clip.patcher, new_clip.patcher) if clip is not None else []

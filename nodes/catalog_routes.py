@@ -34,7 +34,7 @@ _GIB = 2**30
 async def get_scan(_: web.Request) -> web.Response:
     from ..core.services import services
 
-    return web.json_response(_scan(services().scan_status()))
+    return web.json_response(_scan(services().scanning.scan_status()))
 
 
 async def post_scan(request: web.Request) -> web.Response:
@@ -45,7 +45,7 @@ async def post_scan(request: web.Request) -> web.Response:
     for name, value in body.items():
         if not isinstance(value, bool):
             raise SettingError(f"{name} must be true or false, not {value!r}.")
-    started = await asyncio.to_thread(services().start_scan, **body)
+    started = await asyncio.to_thread(services().scanning.start_scan, **body)
     if not started:
         raise SettingError("A scan runs already. Stop it with DELETE, or wait until it is done.")
     return await get_scan(request)
@@ -54,21 +54,21 @@ async def post_scan(request: web.Request) -> web.Response:
 async def delete_scan(request: web.Request) -> web.Response:
     from ..core.services import services
 
-    services().stop_scan()
+    services().scanning.stop_scan()
     return await get_scan(request)
 
 
 async def get_meaning(_: web.Request) -> web.Response:
     from ..core.services import services
 
-    return web.json_response(services().meaning.status()._asdict())
+    return web.json_response(services().loras.meaning.status()._asdict())
 
 
 async def post_meaning(request: web.Request) -> web.Response:
     from ..core.services import services
 
     await _body(request, ())
-    await asyncio.to_thread(services().read_meaning)
+    await asyncio.to_thread(services().loras.read_meaning)
     return await get_meaning(request)
 
 
@@ -76,7 +76,7 @@ async def get_edit(request: web.Request) -> web.Response:
     from ..core.services import services
 
     name = request.query.get("name", "")
-    return web.json_response(_edit(name, await asyncio.to_thread(services().lora_edit, name)))
+    return web.json_response(_edit(name, await asyncio.to_thread(services().loras.lora_edit, name)))
 
 
 async def put_edit(request: web.Request) -> web.Response:
@@ -85,7 +85,7 @@ async def put_edit(request: web.Request) -> web.Response:
     body = await _body(request, ("name", "trigger_words", "weight"))
     name = _text(body, "name")
     edit = await asyncio.to_thread(
-        services().edit_lora, name, body.get("trigger_words"), body.get("weight")
+        services().loras.edit_lora, name, body.get("trigger_words"), body.get("weight")
     )
     return web.json_response(_edit(name, edit))
 
@@ -93,7 +93,7 @@ async def put_edit(request: web.Request) -> web.Response:
 async def get_downloads(_: web.Request) -> web.Response:
     from ..core.services import services
 
-    files = await asyncio.to_thread(services().disk_cache.files)
+    files = await asyncio.to_thread(services().files.disk_cache.files)
     total = sum(file.size for file in files)
     return web.json_response({"files": list(map(_file, files)), "bytes": total})
 
@@ -105,7 +105,7 @@ async def put_downloads(request: web.Request) -> web.Response:
     body = await _body(request, ("path", "pinned"))
     if not isinstance(body.get("pinned"), bool):
         raise SettingError("pinned must be true or false.")
-    path, cache = _text(body, "path"), services().disk_cache
+    path, cache = _text(body, "path"), services().files.disk_cache
     await asyncio.to_thread(_of_the_pack, cache, path)
     await asyncio.to_thread(cache.pin, path, pinned=body["pinned"])
     return await get_downloads(request)
@@ -114,7 +114,7 @@ async def put_downloads(request: web.Request) -> web.Response:
 async def post_restore(request: web.Request) -> web.Response:
     from ..core.services import services
 
-    path, cache = _text(await _body(request, ("path",)), "path"), services().disk_cache
+    path, cache = _text(await _body(request, ("path",)), "path"), services().files.disk_cache
     await asyncio.to_thread(_of_the_pack, cache, path)
     await asyncio.to_thread(cache.restore, path)
     return await get_downloads(request)
@@ -135,7 +135,7 @@ async def post_cleanup(request: web.Request) -> web.Response:
         keep_recent=None if recent is None else int(recent),
         compress_after=None if days is None else timedelta(days=days),
     )
-    id, plan = await asyncio.to_thread(services().plan_cleanup, limits)
+    id, plan = await asyncio.to_thread(services().files.plan_cleanup, limits)
     return web.json_response(
         {
             "id": id,
@@ -151,7 +151,7 @@ async def post_cleanup_done(request: web.Request) -> web.Response:
     from ..core.services import services
 
     await _body(request, ())
-    report = await asyncio.to_thread(services().clean_up, request.match_info["id"])
+    report = await asyncio.to_thread(services().files.clean_up, request.match_info["id"])
     return web.json_response(
         {
             "removed": [_action(action) for action in report.removed],

@@ -79,7 +79,8 @@ class CivitAILoRAFetcher(io.ComfyNode):
     ) -> bool | str:
         """A line that names nothing and a text that is no plan are refused before anything runs."""
         from ..core.errors import IntelligentGenerationError
-        from ..core.services import approved_plan, lora_references
+        from ..core.recommending import approved_plan
+        from ..core.services import lora_references
 
         try:  # None: linked, known only when the node runs
             if references:
@@ -94,7 +95,7 @@ class CivitAILoRAFetcher(io.ComfyNode):
     def fingerprint_inputs(cls, **_: Any) -> str:
         from ..core.services import services
 
-        return services().lora_revision()
+        return services().loras.lora_revision()
 
     @classmethod
     def execute(
@@ -109,10 +110,10 @@ class CivitAILoRAFetcher(io.ComfyNode):
         plan: str = "",
     ) -> io.NodeOutput:
         from ..core import host
-        from ..core.recommending import to_stack
-        from ..core.services import approved_plan, lora_references, services
+        from ..core.recommending import approved_plan, to_stack
+        from ..core.services import lora_references, services
 
-        fetched = services().fetch_loras(
+        fetched = services().lora_fetching.fetch_loras(
             lora_plan,
             lora_stack or (),
             model,

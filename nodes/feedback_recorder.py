@@ -46,5 +46,5 @@ class FeedbackRecorder(io.ComfyNode):
         from ..core.services import services
 
         linked = generation.id if generation is not None else None
-        status = services().rate(generation_id.strip() or linked, rating, comment)
+        status = services().records.rate(generation_id.strip() or linked, rating, comment)
         return io.NodeOutput(status, ui={"text": [status]})

@@ -156,10 +156,11 @@ class HubModelLoader(io.ComfyNode):
             return ""  # linked: what comes through the link is in ComfyUI's own key
         wanted = _wanted(**inputs)
         if wanted.references:
-            return services().fetched_stamp(wanted.references, **wanted.others)
+            return services().models.fetched_stamp(wanted.references, **wanted.others)
         if wanted.model == AUTO:
-            return services().checkpoint_revision()
-        return services().stamp(services().choose_model(model=wanted.model, **wanted.others))
+            return services().models.checkpoint_revision()
+        models = services().models
+        return models.stamp(models.choose_model(model=wanted.model, **wanted.others))
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
@@ -168,16 +169,16 @@ class HubModelLoader(io.ComfyNode):
 
         wanted = _wanted(**inputs)
         if wanted.references:
-            choice = services().fetch_model(
+            choice = services().models.fetch_model(
                 wanted.references, allow_download=wanted.allow_download, **wanted.others
             )
         elif wanted.model == AUTO:
-            choice = services().choose_checkpoint(
+            choice = services().models.choose_checkpoint(
                 inputs.get("analysis"), inputs.get("memory_plan"), **wanted.others
             )
         else:
-            choice = services().choose_model(model=wanted.model, **wanted.others)
-        loaded = services().load_model(choice, inputs.get("memory_plan"))
+            choice = services().models.choose_model(model=wanted.model, **wanted.others)
+        loaded = services().models.load_model(choice, inputs.get("memory_plan"))
         return io.NodeOutput(
             loaded.model,
             loaded.clip,

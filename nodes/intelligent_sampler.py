@@ -92,7 +92,7 @@ class IntelligentSampler(io.ComfyNode):
         if seed == RANDOM_SEED and not names_seed(plan or ""):
             return float("nan")  # equals nothing, itself included: ComfyUI runs the node again
         # LoRAs that the prompt or the plan text names are found and read here.
-        return services().lora_revision()
+        return services().loras.lora_revision()
 
     @classmethod
     def execute(
@@ -112,7 +112,7 @@ class IntelligentSampler(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..core.services import SamplerRequest, services
 
-        result = services().generate(
+        result = services().generating.generate(
             SamplerRequest(
                 model=model,
                 clip=clip,

@@ -92,12 +92,12 @@ class LoRARecommender(io.ComfyNode):
         from ..core.services import services
 
         revisions = (
-            services().lora_revision(),
-            services().learning_revision(),
-            services().meaning_revision(),
+            services().loras.lora_revision(),
+            services().records.learning_revision(),
+            services().loras.meaning_revision(),
         )
         seen = " ".join(revisions)
-        return f"{seen} {services().remote_revision()}" if include_remote else seen
+        return f"{seen} {services().loras.remote_revision()}" if include_remote else seen
 
     @classmethod
     def execute(
@@ -116,7 +116,7 @@ class LoRARecommender(io.ComfyNode):
         from ..core.recommending import RecommendSettings, to_stack
         from ..core.services import services
 
-        plan = services().recommend(
+        plan = services().loras.recommend(
             analysis,
             model_info,
             settings=RecommendSettings(

@@ -45,7 +45,7 @@ async def put_memory(request: web.Request) -> web.Response:
         body = await request.json()
     except ValueError as error:
         raise SettingError(f"The settings are not JSON: {error}.") from error
-    await asyncio.to_thread(services().set_pool, body)
+    await asyncio.to_thread(services().memory.set_pool, body)
     return await _answer()
 
 
@@ -60,13 +60,15 @@ async def delete_model(request: web.Request) -> web.Response:
 async def delete_fallbacks(_: web.Request) -> web.Response:
     from ..core.services import services
 
-    return web.json_response({"forgotten": await asyncio.to_thread(services().forget_fallbacks)})
+    return web.json_response(
+        {"forgotten": await asyncio.to_thread(services().memory.forget_fallbacks)}
+    )
 
 
 async def _unload(ids: list[str] | None) -> web.Response:
     from ..core.services import services
 
-    done = await asyncio.to_thread(services().unload, ids)
+    done = await asyncio.to_thread(services().memory.unload, ids)
     if not done:
         _finish_later()
     return await _answer(200 if done else 202)
@@ -75,7 +77,7 @@ async def _unload(ids: list[str] | None) -> web.Response:
 def _unload_all() -> None:
     from ..core.services import services
 
-    services().pool.unload()
+    services().memory.pool.unload()
     _finish_later()
 
 
@@ -89,14 +91,14 @@ def _finish_later() -> None:
 async def _finish() -> None:
     from ..core.services import services
 
-    while not await asyncio.to_thread(services().finish_unloading):
+    while not await asyncio.to_thread(services().memory.finish_unloading):
         await asyncio.sleep(_POLL_SECONDS)
 
 
 async def _answer(status: int = 200) -> web.Response:
     from ..core.services import services
 
-    state, loaded = await asyncio.to_thread(services().memory)
+    state, loaded = await asyncio.to_thread(services().memory.state)
     pool = {
         "budget_bytes": state.limits.budget,
         "budget_reason": state.limits.reason,

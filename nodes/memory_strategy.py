@@ -75,8 +75,8 @@ class MemoryStrategy(io.ComfyNode):
         from ..core import host
         from ..core.services import services
 
-        plan, report = services().plan_memory(strategy, weight_dtype, max_vram_gb)
-        placed = services().place(plan, model, clip, vae)
+        plan, report = services().memory.plan_memory(strategy, weight_dtype, max_vram_gb)
+        placed = services().memory.place(plan, model, clip, vae)
         unwired = "MemoryStrategy gives {0} only when its {0} input is wired."
         outputs = (
             host.blocked(unwired.format(name)) if part is None else part

@@ -166,11 +166,11 @@ class ParameterOptimizer(io.ComfyNode):
     ) -> str:
         from ..core.services import services
 
-        learned = services().learning_revision()
+        learned = services().records.learning_revision()
         if (max_seconds, max_vram_gb) == (NO_LIMIT, NO_LIMIT):
             return learned
         # None: wired in. A limit that was kept by a wrong prediction is looked at again.
-        return f"{learned}, {services().cost_revision()}"
+        return f"{learned}, {services().tuning.cost_revision()}"
 
     @classmethod
     def execute(
@@ -197,7 +197,7 @@ class ParameterOptimizer(io.ComfyNode):
         from ..core.services import services
         from ..core.tuning import Limits, SamplingOverrides, report
 
-        plan = services().optimize(
+        plan = services().tuning.optimize(
             analysis,
             model_info,
             priority=priority,

@@ -111,7 +111,7 @@ class PromptAnalyzer(io.ComfyNode):
             return ""
         from ..core.services import services
 
-        return services().language_model_failures(ollama_model)
+        return services().prompts.language_model_failures(ollama_model)
 
     @classmethod
     def execute(
@@ -130,7 +130,7 @@ class PromptAnalyzer(io.ComfyNode):
         settings = None
         if analyzer == OLLAMA:
             settings = OllamaSettings(ollama_model.strip(), keep_alive, time_limit)
-        analysis = services().analyze(prompt, negative_prompt, syntax, settings)
+        analysis = services().prompts.analyze(prompt, negative_prompt, syntax, settings)
         return io.NodeOutput(
             analysis,
             ", ".join(analysis.segments),

@@ -101,21 +101,21 @@ async def _get_ollama_models(request: web.Request) -> web.Response:
 async def _list_generations(request: web.Request) -> web.Response:
     from ..core.services import services
 
-    records = await asyncio.to_thread(services().recent, _limit(request, MAX_LISTED))
+    records = await asyncio.to_thread(services().records.recent, _limit(request, MAX_LISTED))
     return web.json_response([record.model_dump(mode="json") for record in records])
 
 
 async def _get_generation(request: web.Request) -> web.Response:
     from ..core.services import services
 
-    record = await asyncio.to_thread(services().generation, request.match_info["id"])
+    record = await asyncio.to_thread(services().records.generation, request.match_info["id"])
     return web.json_response(text=record.to_json())
 
 
 async def _get_prompt(request: web.Request) -> web.Response:
     from ..core.services import services
 
-    prompt = await asyncio.to_thread(services().replay, request.match_info["id"])
+    prompt = await asyncio.to_thread(services().records.replay, request.match_info["id"])
     return web.json_response({"prompt": prompt})
 
 
@@ -129,7 +129,8 @@ async def _post_prompt(request: web.Request) -> web.Response:
     if request.content_length is not None and request.content_length > MAX_UPLOAD:
         raise PlanError(f"The file is larger than {MAX_UPLOAD // 2**20} MiB.")
     body = await request.read()
-    replay = services().replay_png if kind == "image/png" else services().replay_json
+    records = services().records
+    replay = records.replay_png if kind == "image/png" else records.replay_json
     return web.json_response({"prompt": await asyncio.to_thread(replay, body)})
 
 
@@ -147,7 +148,10 @@ async def _post_rating(request: web.Request) -> web.Response:
     if not isinstance(body, dict) or not isinstance(body.get("rating"), int):
         raise SettingError('Send {"rating": 0 to 5, "comment": "text"}.')
     status = await asyncio.to_thread(
-        services().rate, request.match_info["id"], body["rating"], str(body.get("comment") or "")
+        services().records.rate,
+        request.match_info["id"],
+        body["rating"],
+        str(body.get("comment") or ""),
     )
     return web.json_response({"status": status})
 
@@ -184,7 +188,7 @@ async def _get_models(request: web.Request) -> web.Response:
     )
     allow_nsfw = one_of("allow_nsfw", ("true", "false"), "false") == "true"
     result = await asyncio.to_thread(
-        services().search_models,
+        services().hubs.search_models,
         query,
         hubs=[hub for hub in HUBS if source in (None, hub)],
         rules=SafetyRules(allow_nsfw, all_of("blocked_tag")),
@@ -230,7 +234,7 @@ def _hit(hit: Any) -> dict[str, Any]:
 async def _get_credentials(_: web.Request) -> web.Response:
     from ..core.services import services
 
-    return web.json_response(await asyncio.to_thread(services().credentials.status))
+    return web.json_response(await asyncio.to_thread(services().hubs.credentials.status))
 
 
 async def _put_credential(request: web.Request) -> web.Response:
@@ -246,7 +250,7 @@ async def _put_credential(request: web.Request) -> web.Response:
         raise SettingError('Send {"token": "text"} as JSON.') from None
     if not isinstance(body, dict) or not isinstance(body.get("token"), str):
         raise SettingError('Send {"token": "text"} as JSON.')
-    await asyncio.to_thread(services().credentials.set, hub, body["token"])
+    await asyncio.to_thread(services().hubs.credentials.set, hub, body["token"])
     return await _get_credentials(request)
 
 
@@ -254,7 +258,7 @@ async def _delete_credential(request: web.Request) -> web.Response:
     from ..core.errors import SettingError
     from ..core.services import services
 
-    hub, credentials = _hub(request), services().credentials
+    hub, credentials = _hub(request), services().hubs.credentials
     await asyncio.to_thread(credentials.clear, hub)
     if variable := credentials.variable(hub):
         raise SettingError(

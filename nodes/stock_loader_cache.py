@@ -40,14 +40,16 @@ def _provider(caching: Any) -> Any:
 
                 # Now, and not in on_store, which runs later: nodes after the loader must already
                 # get what is lent, while the pool keeps the model as it was loaded.
-                services().keep_outputs(context.cache_key_hash, parts, value.outputs)
+                services().memory.keep_outputs(context.cache_key_hash, parts, value.outputs)
                 return False
             return True
 
         async def on_lookup(self, context: Any) -> Any:
             from ..core.services import services
 
-            outputs = services().kept_outputs(context.cache_key_hash, PARTS[context.class_type])
+            outputs = services().memory.kept_outputs(
+                context.cache_key_hash, PARTS[context.class_type]
+            )
             return None if outputs is None else caching.CacheValue(outputs=outputs)
 
         async def on_store(self, context: Any, value: Any) -> None:
@@ -56,6 +58,6 @@ def _provider(caching: Any) -> Any:
         def on_prompt_end(self, prompt_id: str) -> None:
             from ..core.services import services
 
-            services().settle_pool()
+            services().memory.settle_pool()
 
     return StockLoaderCache()

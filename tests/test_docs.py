@@ -114,7 +114,7 @@ def test_the_nodes_are_those_there_are() -> None:
 
 def test_the_environment_variables_are_read() -> None:
     named = set(re.findall(r"\b(?:INTELLIGENT_GENERATION|IG|COMFYUI)_[A-Z_]+\b", README))
-    sources = [*(ROOT / "core").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    sources = [*(ROOT / "core").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     assert named
     assert {name for name in named if f'"{name}"' not in text} == set()

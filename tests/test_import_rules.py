@@ -17,6 +17,11 @@ ROOMS = [
     "prompting", "hubs", "catalog", "recommending", "tuning", "memory", "learning", "generating",
 ]  # fmt: skip
 """In the direction of the data: a room may use those before it."""
+SERVICES = [
+    "data", "files", "hubs", "scanning", "prompts", "loras", "lora_fetching", "memory", "models",
+    "tuning", "running", "generating", "records", "__init__",
+]  # fmt: skip
+"""Modules of core/services: one may use those before it."""
 HOST_MODULES = {
     "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths",
     "latent_preview", "node_helpers", "nodes", "server",
@@ -60,8 +65,16 @@ def test_core_keeps_to_its_rooms(path: Path) -> None:
         assert rooms <= {"plan", "errors", "limits", "storage"}
     elif first in ("plan.py", "host.py"):
         assert rooms <= {"errors", "limits"}
-    elif first in ("errors.py", "limits.py", "embedding.py", "filelock.py"):
+    elif first in ("errors.py", "limits.py", "embedding.py", "filelock.py", "version.py"):
         assert not rooms
+
+
+@pytest.mark.parametrize("path", sources("core/services"), ids=lambda p: p.stem)
+def test_services_use_those_before_them(path: Path) -> None:
+    package = "intelligent_generation.core.services."
+    used = {name.removeprefix(package).split(".")[0] for name in imports_of(path)
+            if name.startswith(package)} & set(SERVICES)  # fmt: skip
+    assert used <= set(SERVICES[: SERVICES.index(path.stem)])
 
 
 @pytest.mark.parametrize("path", sources("core"), ids=lambda p: str(p.relative_to(ROOT)))

@@ -37,7 +37,7 @@ from .families import (
 from .hashing import Hashes, Throttle
 from .headers import SafetensorsHeader, TensorInfo, read_header
 from .library import Catalog, EnrichReport, ScanProgress, ScanReport
-from .merging import Edit
+from .merging import Edit, made_edit
 from .search import Hit, ModelSearch, SearchResult
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ __all__ = [
     "family_of_base_model",
     "family_of_comfy_class",
     "lora_fit",
+    "made_edit",
     "named_size",
     "named_steps",
     "read_header",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from ..errors import SettingError
 from ..hubs.entries import MinedSettings, RemoteVersion
 from .digest import MAX_TAGS, MAX_TRIGGER_WORDS, generic_tags, weight_in_words
 from .entries import LoraEntry, ModelEntry, TagCount, TriggerWord
@@ -31,6 +32,23 @@ class Edit(NamedTuple):
     """These and no others, in this order; None leaves them to the other sources."""
     weight: float | None = None
     """Recommended strength; None leaves it to the other sources."""
+
+
+def made_edit(trigger_words: Any, weight: Any) -> Edit:
+    """What the user says of a LoRA, from JSON. Raises SettingError."""
+    if trigger_words is not None:
+        texts = isinstance(trigger_words, list) and all(
+            isinstance(word, str) and word.strip() for word in trigger_words
+        )
+        if not texts:
+            raise SettingError(f"trigger_words must be a list of texts, not {trigger_words!r}.")
+        trigger_words = tuple(word.strip() for word in trigger_words)
+    if weight is not None:
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not -100 <= weight <= 100:
+            raise SettingError(f"weight must be a strength from -100 to 100, not {weight!r}.")
+        weight = float(weight)
+    return Edit(trigger_words, weight)
 
 
 class Said(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .applying import AppliedLoras, apply_loras
-    from .editing import edit_plan, names_seed
+    from .editing import edit_plan, names_seed, with_real_model
     from .explanation import describe_loras, describe_model_choice, difference, explain
     from .records import SaveLocation, load_generation, recent, recover, save_generation
     from .replay import generation_from_png, replay_prompt
@@ -35,6 +35,7 @@ __all__ = [
     "replay_prompt",
     "run",
     "save_generation",
+    "with_real_model",
 ]
 
 _HOMES = {
@@ -56,6 +57,7 @@ _HOMES = {
     "replay_prompt": "replay",
     "run": "sampling",
     "save_generation": "records",
+    "with_real_model": "editing",
 }
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import PlanError
-from ..plan import GenerationPlan
+from ..plan import FileRef, GenerationPlan, ModelInfo, Notice
 
 
 def edit_plan(base: Mapping[str, Any], text: str) -> GenerationPlan:
@@ -65,6 +65,47 @@ def _refuse_idle_edits(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Non
             f"Changing {'.'.join(edited)} in the plan changes nothing: what is encoded is "
             f"{'.'.join(counts)}. Change that, or change the prompt in PromptAnalyzer."
         )
+
+
+def with_real_model(
+    plan: GenerationPlan, info: ModelInfo, *, sha256: Callable[[FileRef], str]
+) -> GenerationPlan:
+    """The plan with the model that is wired in; a notice if it was made with another.
+
+    Args:
+        sha256: the hash of a file that is wired in.
+    """
+    notices = list(info.notices)
+    for part in plan.model.parts:
+        planned = [file for file in part.files if file.sha256]
+        now = info.part(part.role)
+        if not planned or now is None:
+            continue
+        names = ", ".join(file.name for file in planned)
+        role = part.role.replace("_", " ")
+        if not now.files:
+            message = (
+                f"The plan was made with the {role} {names}; whether that is what is wired in "
+                "cannot be told, as another node loaded it."
+            )
+        elif [file.sha256 for file in planned] != [sha256(file) for file in now.files]:
+            present = ", ".join(file.name for file in now.files)
+            message = (
+                f"The plan was made with the {role} {names}, and {present} is wired in, which "
+                "is another. The image will differ."
+            )
+        else:
+            continue
+        notices.append(Notice(level="warning", code="other_model_than_planned", message=message))
+    if info.files and plan.model.weight_dtype != info.weight_dtype:
+        message = (
+            f"The plan was made with weights in {plan.model.weight_dtype}, and they are in "
+            f"{info.weight_dtype} now. The image will differ slightly. Set weight_dtype in "
+            "MemoryStrategy to change that."
+        )
+        notices.append(Notice(level="warning", code="other_weight_dtype", message=message))
+    info = info.model_copy(update={"notices": tuple(notices)})
+    return plan.model_copy(update={"model": info})
 
 
 def names_seed(text: str) -> bool:

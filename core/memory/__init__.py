@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         choose_fetched,
         choose_model,
         describe_model,
+        info_of,
         load_model,
         missing_parts,
     )
@@ -56,6 +57,7 @@ __all__ = [
     "choose_model",
     "describe_model",
     "human_bytes",
+    "info_of",
     "load_model",
     "made_settings",
     "missing_parts",

@@ -368,6 +368,11 @@ def load_model(
     return LoadedModel(model, clip, vae, info, "\n".join(lines))
 
 
+def info_of(model: Any) -> ModelInfo:
+    """A ModelInfo as it is, or that of a MODEL."""
+    return model if isinstance(model, ModelInfo) else describe_model(model)
+
+
 def describe_model(model: Any, clip: Any = None, vae: Any = None) -> ModelInfo:
     """ModelInfo of any MODEL: what our loader attached to it, else what ComfyUI detected.
 

@@ -8,12 +8,20 @@ package's own tables.
 
 from __future__ import annotations
 
+from .approving import approved_plan
 from .checkpoints import LoraSupport, MemoryLimits, RatedModel, choose_checkpoint
 from .history import RatedLora, history_of
-from .meaning import Meaning, MeaningStatus
+from .meaning import Meaning, MeaningStatus, meaning_notice
 from .recommender import RecommendSettings, UserLora, recommend
 from .remote import MAX_QUESTIONS, Offer, Question, questions, with_offers
-from .stack import NOT_FETCHED, to_stack, with_user_loras, without_pending
+from .stack import (
+    NOT_FETCHED,
+    made_for,
+    once_each,
+    to_stack,
+    with_user_loras,
+    without_pending,
+)
 from .strengths import default_strength
 
 __all__ = [
@@ -29,9 +37,13 @@ __all__ = [
     "RatedModel",
     "RecommendSettings",
     "UserLora",
+    "approved_plan",
     "choose_checkpoint",
     "default_strength",
     "history_of",
+    "made_for",
+    "meaning_notice",
+    "once_each",
     "questions",
     "recommend",
     "to_stack",

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from ..catalog.entries import LoraLibrary
 from ..embedding import Encoder, Opened
 from ..filelock import one_writer
-from ..plan import Clause
+from ..plan import Clause, Notice
 from .index import Floats
 from .keeping import Kept
 from .vectors import Similarity, product, similarity, telling_parts, text_of
@@ -123,6 +123,20 @@ class MeaningStatus(NamedTuple):
     total: int
     problem: str = ""
     """Why it is off or failed, in words for people."""
+
+
+def meaning_notice(status: MeaningStatus) -> Notice | None:
+    """What to say of a recommendation that was made by words alone, or partly so."""
+    if status.state == "ready":
+        return None
+    if status.state in ("off", "failed"):
+        message = f"LoRAs were compared by words alone. {status.problem}"
+        return Notice(level="info", code="words_alone", message=message)
+    message = (
+        f"{status.done} of {status.total} LoRAs are ready to be compared by meaning; the others "
+        "were compared by words alone. The rest is being read in the background."
+    )
+    return Notice(level="info", code="meaning_incomplete", message=message)
 
 
 class Meaning:

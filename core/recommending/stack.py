@@ -105,3 +105,29 @@ def without_pending(plan: LoraPlan, segments: Sequence[str]) -> LoraPlan:
             "skipped": (*plan.skipped, *skipped),
         }
     )
+
+
+def once_each(loras: Sequence[UserLora]) -> list[UserLora]:
+    """The same LoRAs; one named twice alike counts once. Raises LoraError for two strengths."""
+    by_name: dict[str, UserLora] = {}
+    for lora in loras:
+        name = lora.entry.file.name
+        other = by_name.setdefault(name, lora)
+        if (other.model_strength, other.clip_strength) != (
+            lora.model_strength,
+            lora.clip_strength,
+        ):
+            raise LoraError(
+                f"LoRA {name} is named twice, at {other.model_strength:g} and at "
+                f"{lora.model_strength:g}. Take one out."
+            )
+    return list(by_name.values())
+
+
+def made_for(planned: tuple[str, ...], segments: tuple[str, ...]) -> bool:
+    """Whether the segments are these, but for trigger words added at the end."""
+    return (
+        len(planned) == len(segments)
+        and planned[:-1] == segments[:-1]
+        and planned[-1].startswith(segments[-1].rstrip(", "))
+    )

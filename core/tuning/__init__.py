@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .candidates import Limits, RatedSettings
-from .cost import Costs, Measured, Speed, Work, model_key, work_of
+from .cost import Costs, Measured, Speed, Work, measured, model_key, work_of
 from .optimizer import NO_LIMITS, SamplingOverrides, optimize
 from .passes import SecondPassWish
 from .report import front_table, report
@@ -32,6 +32,7 @@ __all__ = [
     "cost_revision",
     "front_table",
     "machine_speed",
+    "measured",
     "measured_runs",
     "model_key",
     "optimize",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..plan import ModelInfo, SamplingPlan
+from ..plan import ModelInfo, RunCost, SamplingPlan, Timings
 
 LATEST = 5
 """Runs that a prediction rests on, the newest ones."""
@@ -292,4 +292,21 @@ def _facts() -> _Facts:
         decode_values=data["decode"]["activation"],
         encode_flops=data["encode"]["flops"],
         evaluations=data["evaluations"]["samplers"],
+    )
+
+
+def measured(
+    model: ModelInfo, work: Work, costs: Costs, cost: RunCost, timings: Timings
+) -> Measured:
+    """What a run of a model cost, beside what was predicted for it."""
+    sampling = timings.sample + timings.refine
+    return Measured(
+        model=model_key(model),
+        configuration=work.configuration,
+        pixels=work.pixels,
+        worked_out=costs.worked_out(work),
+        sampling_seconds=sampling,
+        other_seconds=timings.total - sampling,
+        memory_bytes=cost.memory_bytes,
+        predicted_seconds=cost.predicted_seconds,
     )

@@ -40,11 +40,11 @@ def no_limit():
     resource.setrlimit(resource.RLIMIT_DATA, UNLIMITED)
 
 work = Services("sqlite:///" + ARGUMENTS[0])
-choice = work.choose_model(model="checkpoints/small-sd15.safetensors")
+choice = work.models.choose_model(model="checkpoints/small-sd15.safetensors")
 
 def request(loaded, width, height, batch_size=1):
     analysis = analyze("a lighthouse at dusk", "")
-    plan = work.optimize(
+    plan = work.tuning.optimize(
         analysis, loaded.info, second_pass="off", batch_size=batch_size,
         overrides=SamplingOverrides(
             sampler="euler", scheduler="normal", steps=1, width=width, height=height))
@@ -88,15 +88,15 @@ def test_a_decode_that_runs_out_is_done_in_tiles_and_the_next_one_begins_with_th
     found = in_comfyui(
         LIMITED
         + """
-asked = request(work.load_model(choice), 4096, 64)
-whole = work.generate(asked)
+asked = request(work.models.load_model(choice), 4096, 64)
+whole = work.generating.generate(asked)
 back = at_first_call("decode", 190)  # whole it takes 270 MB at least, in tiles a third
-short = work.generate(asked)
+short = work.generating.generate(asked)
 calls = back()
-again = work.generate(asked)
-forgotten = work.forget_fallbacks()
-repeated = work.generate(manual(asked, short.generation))
-as_before = work.generate(asked)
+again = work.generating.generate(asked)
+forgotten = work.memory.forget_fallbacks()
+repeated = work.generating.generate(manual(asked, short.generation))
+as_before = work.generating.generate(asked)
 report(
     calls=[bool(call.get("tiled")) for call in calls], forgotten=forgotten,
     whole=codes(whole.generation), short=codes(short.generation), again=codes(again.generation),
@@ -108,7 +108,7 @@ report(
     difference=float((short.image - whole.image).abs().max()),
     same=[torch.equal(short.image, one.image) for one in (again, repeated)],
     told=short.generation.explanation,
-    replayed=work.replay_json(short.generation.to_json().encode())["2"]["inputs"]["plan"],
+    replayed=work.records.replay_json(short.generation.to_json().encode())["2"]["inputs"]["plan"],
 )
 """,
         database,
@@ -130,12 +130,12 @@ def test_a_batch_that_runs_out_is_made_in_smaller_parts(in_comfyui: InComfyUI, d
     found = in_comfyui(
         LIMITED
         + """
-asked = request(work.load_model(choice), 192, 192, batch_size=4)
-whole = work.generate(asked)
+asked = request(work.models.load_model(choice), 192, 192, batch_size=4)
+whole = work.generating.generate(asked)
 back = at_first_call("sample", 130)  # four images take more than 160 MB, two less than 100
-short = work.generate(asked)
+short = work.generating.generate(asked)
 calls = back()
-repeated = work.generate(manual(asked, short.generation))
+repeated = work.generating.generate(manual(asked, short.generation))
 report(
     calls=len(calls), short=codes(short.generation), images=list(short.image.shape),
     at_once=[one.generation.plan.concessions.images_at_once for one in (whole, short, repeated)],
@@ -164,12 +164,12 @@ def test_on_a_device_less_is_held_there_before_the_batch_is_cut(
         LIMITED
         + """
 host.HostMachine.device_kind = property(lambda self: "cuda")  # all the rest stays a processor's
-asked = request(work.load_model(choice), 192, 192, batch_size=4)
-whole = work.generate(asked)
+asked = request(work.models.load_model(choice), 192, 192, batch_size=4)
+whole = work.generating.generate(asked)
 back = at_first_call("sample", 130)
-short = work.generate(asked)
+short = work.generating.generate(asked)
 back()
-again = work.generate(asked)
+again = work.generating.generate(asked)
 report(
     codes=codes(short.generation),
     strategies=[one.generation.plan.memory and one.generation.plan.memory.strategy
@@ -197,16 +197,16 @@ def test_when_nothing_is_left_the_error_says_what_was_tried_and_the_next_load_is
     found = in_comfyui(
         LIMITED
         + """
-loaded = work.load_model(choice)
+loaded = work.models.load_model(choice)
 asked = request(loaded, 192, 192)
 back = at_first_call("sample", 20)
 try:
-    work.generate(asked)
+    work.generating.generate(asked)
 except ShortOfMemoryError as error:
     told = str(error)
 calls = back()
-work.generate(asked)  # nothing of the failed run is left
-again = work.load_model(choice)
+work.generating.generate(asked)  # nothing of the failed run is left
+again = work.models.load_model(choice)
 report(
     told=told, calls=len(calls), dtype=again.info.weight_dtype,
     notices=[notice.message for notice in again.info.notices],
@@ -227,30 +227,30 @@ def test_a_load_that_runs_out_empties_the_pool_then_takes_int8_and_remembers_it(
     found = in_comfyui(
         LIMITED
         + """
-other = work.choose_model(model="checkpoints/small-sd15-b.safetensors")
-work.load_model(other)
+other = work.models.choose_model(model="checkpoints/small-sd15-b.safetensors")
+work.models.load_model(other)
 back = at_first_call("load_checkpoint", 330)  # it takes more than 400 MB; the other gives back 230
-first = work.load_model(choice)
+first = work.models.load_model(choice)
 first_calls = back()
 del first
-left = [model.files[0] for model in work.pool.state().models]
-work.pool.unload()
-work.pool.carry_out()
+left = [model.files[0] for model in work.memory.pool.state().models]
+work.memory.pool.unload()
+work.memory.pool.carry_out()
 back = at_first_call("load_checkpoint", 200)
-remember = work._remember
+remember = work.memory.remember
 def remember_and_lift(*arguments):
     no_limit()  # as if another program had ended; the file and the model at int8 take as much
     remember(*arguments)
-work._remember = remember_and_lift
-second = work.load_model(choice)
-work._remember = remember
+work.memory.remember = remember_and_lift
+second = work.models.load_model(choice)
+work.memory.remember = remember
 second_calls = back()
-work.pool.unload()
-work.pool.carry_out()
-third = work.load_model(choice)
+work.memory.pool.unload()
+work.memory.pool.carry_out()
+third = work.models.load_model(choice)
 back = at_first_call("load_checkpoint", 50)
 try:
-    work.load_model(other)
+    work.models.load_model(other)
 except ShortOfMemoryError as error:
     told = str(error)
 back()
