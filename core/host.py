@@ -13,6 +13,7 @@ import ctypes
 import functools
 import gc
 import inspect
+import json
 import logging
 import os
 import platform
@@ -155,7 +156,7 @@ class LoadedModel(NamedTuple):
 
 
 class Int8File(NamedTuple):
-    """A file to load at int8, layer by layer."""
+    """A file to load at int8, or in part at 4 bits, layer by layer."""
 
     tensors: dict[str, torch.Tensor]
     metadata: Mapping[str, str]
@@ -164,6 +165,9 @@ class Int8File(NamedTuple):
     a weight that stays as it is. Parts: diffusion_model, text_encoder."""
     release: Callable[[torch.Tensor], None]
     """Called with each weight that is in the model and no longer needed from the file."""
+    four_bits: Callable[[str, str, torch.Tensor], Mapping[str, torch.Tensor] | None] | None = None
+    """four_bits(part, name, weight): a Linear weight of the diffusion model as `pack_four_bits`
+    gives it; None for one that stays as it is. None itself: these at int8, like all others."""
 
 
 class MappedFile(NamedTuple):
@@ -178,11 +182,75 @@ class MappedFile(NamedTuple):
 
 
 def weight_dtypes() -> tuple[str, ...]:
-    """Data types that models can be loaded in here: names of torch's, and int8."""
+    """Data types that models can be loaded in here: names of torch's, int8, and int4."""
     half = ["float16", "bfloat16"]
     # PyTorch has no float8 on Apple's GPU.
     fp8 = [] if model_management.get_torch_device().type == "mps" else ["float8_e4m3fn"]
-    return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8")
+    four = [] if four_bit_format() is None else ["int4"]
+    return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8", *four)
+
+
+def quantized_formats() -> frozenset[str]:
+    """Formats of quantized weights that this ComfyUI loads, as its `comfy_quant` marks name them,
+    e.g. `float8_e4m3fn`, `nvfp4`."""
+    return frozenset(getattr(comfy.quant_ops, "QUANT_ALGOS", {}))
+
+
+_NVFP4 = "nvfp4"
+
+
+@functools.cache
+def four_bit_format() -> str | None:
+    """The format that full weights can be made 4 bits in here; None where there is none.
+
+    ComfyUI has nvfp4 since 0.8: two E2M1 numbers a byte, an E4M3 scale for each 16, and one for
+    all. Whether its library for that works is tried out on a small weight.
+    """
+    if _NVFP4 not in quantized_formats() or model_management.get_torch_device().type == "mps":
+        return None  # its scales are float8, which PyTorch has not on Apple's GPU
+    try:
+        pack_four_bits(torch.eye(32))
+    except Exception:  # whatever a library raises that is not there, or for another processor
+        log.info("Intelligent Generation: ComfyUI knows nvfp4, but cannot make it", exc_info=True)
+        return None
+    return _NVFP4
+
+
+_FOUR_BIT_ROWS = 128
+"""Scales of nvfp4 are stored in blocks of so many rows (cuBLAS's layout of block scales), so that
+pieces of whole blocks are packed as they are in one."""
+_FOUR_BIT_CHUNK = 4_000_000
+
+
+def pack_four_bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A floating-point weight [N, K] as nvfp4, by ComfyUI's own code, piece by piece.
+
+    Returns:
+        `weight` uint8 [N, K / 2], sides rounded up to 16 before; `weight_scale` float8_e4m3fn, one
+        for each 16 numbers of a row; `weight_scale_2` float32 [].
+
+    Raises:
+        ModelFileError: the weight holds NaN or infinity.
+    """
+    quant: Any = comfy.quant_ops
+    algorithm = quant.QUANT_ALGOS[_NVFP4]
+    layout = quant.get_layout_class(algorithm["comfy_tensor_layout"])
+    rows = weight.shape[0]
+    step = max(1, _FOUR_BIT_CHUNK // (weight.shape[1] * _FOUR_BIT_ROWS)) * _FOUR_BIT_ROWS
+    pieces = [weight[start : start + step] for start in range(0, rows, step)]
+    largest = torch.stack([piece.abs().amax().to("cpu", torch.float32) for piece in pieces]).amax()
+    if not torch.isfinite(largest):
+        raise ModelFileError(
+            "A weight holds NaN or infinity, so the file is damaged. Download it again."
+        )
+    # The greatest numbers of E4M3 and E2M1. A weight of zeros has no scale of its own.
+    scale = largest / (448 * 6) if largest > 1e-30 else torch.ones(())
+    packed = [layout.quantize(piece.to("cpu", torch.float32), scale=scale) for piece in pieces]
+    return {
+        "weight": torch.cat([codes for codes, _ in packed]),
+        "weight_scale": torch.cat([made.block_scale for _, made in packed]),
+        "weight_scale_2": scale,
+    }
 
 
 def load_checkpoint(
@@ -621,6 +689,20 @@ class _Int8Loading:
         check_interrupt()
         return self.files[0].quantize(self.part, name, weight)
 
+    def for_host(self, name: str, weight: Any) -> dict[str, torch.Tensor] | None:
+        """What ComfyUI's own quantized Linear loads for a weight; None where that stays."""
+        if weight is None or not self.files:
+            return None
+        four = self.files[0].four_bits
+        if four is not None:
+            check_interrupt()
+            packed = four(self.part, name, weight)
+            return None if packed is None else {**packed, "comfy_quant": _mark(_NVFP4)}
+        codes = self.quantize(name, weight)
+        if codes is None:
+            return None
+        return {"weight": codes[0], "weight_scale": codes[1], "comfy_quant": _mark(_INT8)}
+
     def release(self, weight: torch.Tensor | None) -> None:
         if weight is not None:
             for file in self.files:
@@ -739,7 +821,9 @@ def _int8_operations(*files: Int8File) -> Iterator[tuple[type, type]]:
     try:
         # Text encoders run once a prompt, and the host's layers have no weight where a file has
         # none, which CLIP-L's projection relies on.
-        yield _int8_classes(loading[0], _host_int8(stored)), _int8_classes(loading[1], None)
+        four_bits = any(file.four_bits is not None for file in files)
+        hosts = _host_operations(stored, four_bits)
+        yield _int8_classes(loading[0], hosts), _int8_classes(loading[1], None)
     finally:
         for one in loading:
             one.files = ()
@@ -766,28 +850,43 @@ class _HostInt8:
     ) -> None:
         name = f"{prefix}weight"
         weight = state_dict.get(name)
-        packed = self.loading.quantize(name, weight)
+        packed = self.loading.for_host(name, weight)
         if packed is not None:
-            state_dict[name], state_dict[f"{prefix}weight_scale"] = packed
-            state_dict[f"{prefix}comfy_quant"] = torch.tensor(
-                list(b'{"format": "int8_tensorwise"}'), dtype=torch.uint8
-            )
+            state_dict.update({f"{prefix}{key}": tensor for key, tensor in packed.items()})
         elif weight is not None:  # the host keeps the tensor itself, and it must not be the file's
             state_dict[name] = weight.clone()
         super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
         self.loading.release(weight)
 
 
+_INT8 = "int8_tensorwise"
+
+
 def has_int8_format() -> bool:
     """Whether this ComfyUI computes with int8 weights by itself; since 0.27."""
-    return "int8_tensorwise" in getattr(comfy.quant_ops, "QUANT_ALGOS", {})
+    return _INT8 in quantized_formats()
 
 
-def _host_int8(stored: torch.dtype) -> Any:
-    if not has_int8_format():
+def _mark(format_: str) -> torch.Tensor:
+    """How files tell ComfyUI the format of a layer."""
+    return torch.tensor(list(json.dumps({"format": format_}).encode()), dtype=torch.uint8)
+
+
+def _host_operations(stored: torch.dtype, four_bits: bool) -> Any:
+    """ComfyUI's own quantized layers; None where its format is not what is wanted."""
+    if not four_bits and not has_int8_format():
         return None
     compute = stored if stored in (torch.float16, torch.bfloat16) else torch.float32
-    return comfy.ops.mixed_precision_ops({}, compute)
+    make = comfy.ops.mixed_precision_ops
+    device = model_management.get_torch_device()
+    native = getattr(model_management, "supports_nvfp4_compute", lambda _: False)
+    if not four_bits or native(device):
+        return make({}, compute)
+    # As ComfyUI does for files in this format where the device cannot multiply it: the weight is
+    # made whole at each use.
+    if "disabled" in inspect.signature(make).parameters:
+        return make({}, compute, disabled={_NVFP4})
+    return make({}, compute, full_precision_mm=True)
 
 
 def _not_dynamic(load: Callable[..., Any]) -> dict[str, Any]:
@@ -840,8 +939,8 @@ class _OwnPatcher:
 
 def _not_saved() -> HostError:
     return HostError(
-        "A model loaded at int8 cannot be saved: its full weights are no longer there. Load it "
-        "with another weight_dtype to save it."
+        "A model loaded at int8 or int4 cannot be saved: its full weights are no longer there. "
+        "Load it with another weight_dtype to save it."
     )
 
 
@@ -974,7 +1073,7 @@ class WeightCount(NamedTuple):
     """Size of one loaded part."""
 
     dtype: str
-    """Data type of most of its bytes, e.g. `float16`."""
+    """Data type of most of its bytes, e.g. `float16`, or the format of 4 bits, e.g. `nvfp4`."""
     parameters: int
     bytes: int
 
@@ -982,20 +1081,31 @@ class WeightCount(NamedTuple):
 def count_weights(module: torch.nn.Module) -> WeightCount:
     """Parameters and bytes of a loaded module, and the data type that most of them have.
 
-    The scales of int8 weights count among the bytes, not among the parameters.
+    The scales of quantized weights count among the bytes, not among the parameters.
     """
-    by_dtype: Counter[torch.dtype] = Counter()
+    by_dtype: Counter[str] = Counter()
     parameters = 0
     for name, parameter in module.named_parameters():
         # ComfyUI's quantized tensors claim the type that they stand for.
         stored: torch.Tensor = getattr(parameter, "_qdata", parameter)
-        scale = getattr(getattr(parameter, "_params", None), "scale", None)
-        by_dtype[stored.dtype] += stored.nbytes
-        if scale is not None:
-            by_dtype[scale.dtype] += scale.nbytes
+        by_dtype[_stored_as(parameter, stored)] += stored.nbytes
+        for scale in ("scale", "block_scale"):
+            values = getattr(getattr(parameter, "_params", None), scale, None)
+            if isinstance(values, torch.Tensor):
+                by_dtype[str(values.dtype)] += values.nbytes
         parameters += 0 if name.endswith("weight_scale") else parameter.numel()
     most = max(by_dtype, key=by_dtype.__getitem__, default="none")
-    return WeightCount(str(most).removeprefix("torch."), parameters, sum(by_dtype.values()))
+    return WeightCount(most.removeprefix("torch."), parameters, sum(by_dtype.values()))
+
+
+def _stored_as(parameter: torch.Tensor, stored: torch.Tensor) -> str:
+    layout = getattr(parameter, "_layout_cls", None)
+    if layout is not None and stored.numel() < parameter.numel():
+        # Several numbers a byte: the data type of the bytes says nothing.
+        for name, algorithm in getattr(comfy.quant_ops, "QUANT_ALGOS", {}).items():
+            if algorithm.get("comfy_tensor_layout") == layout:
+                return name
+    return str(stored.dtype)
 
 
 def diffusion_module(model: Any) -> torch.nn.Module:
@@ -1228,17 +1338,41 @@ def _weight_limit(patcher: Any, rule: MemoryRule) -> int | None:
         return None
     working = attached(patcher, _WORKING)
     working = _TEXT_WORKING if working is None else working
-    return max(0, rule.cap - working - _dequantizing(patcher.model))
+    return max(0, rule.cap - working - _casting(patcher.model))
 
 
-def _dequantizing(module: torch.nn.Module) -> int:
-    """Bytes that the largest int8 layer takes while its weight is made whole: float32 and half."""
+def _casting(module: torch.nn.Module) -> int:
+    """Bytes that the largest weight takes on top of itself while its layer computes, where it is
+    stored in another data type than it computes in; wherever it is kept.
+
+    What a layer that is kept elsewhere takes when it is brought to the device is not in it:
+    ComfyUI takes that off the bytes that it is allowed to keep there.
+    """
+    compute = getattr(module, "manual_cast_dtype", None)
+    most = 0
+    for layer in module.modules():
+        weight = layer._parameters.get("weight")
+        if weight is None or not hasattr(layer, "comfy_cast_weights"):
+            continue
+        if isinstance(layer, _Int8Layer) and layer.quantized:
+            most = max(most, 6 * weight.numel())  # made whole in float32, then in half of that
+        elif hasattr(weight, "_qdata"):
+            most = max(most, weight.numel() * (compute or weight.dtype).itemsize)
+        elif compute is not None and weight.dtype != compute:
+            most = max(most, weight.numel() * compute.itemsize)
+    return most
+
+
+def _streaming(patcher: Any) -> int:
+    """Bytes that the layers take which are on their way to the device and in use there, where not
+    all of a model is kept there: the largest, once for each of ComfyUI's streams and once more."""
     sizes = (
-        layer.weight.numel()
-        for layer in module.modules()
-        if isinstance(layer, _Int8Layer) and layer.quantized
+        model_management.module_size(layer)
+        for layer in patcher.model.modules()
+        if hasattr(layer, "comfy_cast_weights")
     )
-    return 6 * max(sizes, default=0)
+    streams = getattr(model_management, "NUM_STREAMS", 0)
+    return (streams + 1) * max(sizes, default=0)
 
 
 def _keep_to_cap(patcher: Any, *_: Any) -> None:
@@ -1251,6 +1385,8 @@ def _keep_to_cap(patcher: Any, *_: Any) -> None:
         bar = patcher._vbar_get()
         if bar is None:
             return
+        if limit < patcher.model_size():  # what streams in lies outside of what the bar counts
+            limit = max(0, limit - _streaming(patcher))
         if hasattr(bar, "set_watermark"):
             bar.set_watermark(limit)
         else:  # before aimdo 0.4.10: freeing all leaves the floor as the highest page in use
@@ -1295,11 +1431,12 @@ def _prepare_sampling(
         # Positive and negative text are computed together, as ComfyUI's own estimate has it.
         shape = [noise_shape[0] * 2, *noise_shape[1:]]
         working = int(model.model.memory_required(shape))
-        if rule.cap is not None and working > rule.cap:
+        least = working + _casting(model.model) + min(_streaming(model), model.model_size())
+        if rule.cap is not None and least > rule.cap:
             raise SettingError(
                 f"max_vram_gb is too low: computing this size and batch takes "
-                f"{working / 1024**3:.2f} GB without any weights, and the limit is "
-                f"{rule.cap / 1024**3:.2f}. Make the image or the batch smaller, or raise "
+                f"{least / 1024**3:.2f} GB with the layers that compute at one time, and the "
+                f"limit is {rule.cap / 1024**3:.2f}. Make the image or the batch smaller, or raise "
                 "max_vram_gb in MemoryStrategy."
             )
         _make_room(model, rule, working)
