@@ -41,19 +41,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_CHARACTERS = 8_000
-"""Of a prompt, that a model is given: about 2,000 tokens. What follows it is read by nobody but
-the built-in analyzer."""
+MAX_BYTES = 8_000
+"""Of a prompt in UTF-8, that a model is given: about 2,000 tokens of English, and at most 4,000 of
+a script with three bytes a character. What follows it is read by nobody but the built-in
+analyzer."""
 
 CONTEXT_TOKENS = 8_192
 """Room for instructions, prompt and answer. Always the same, as Ollama loads a model anew for
 another size."""
 
 ANSWER_TOKENS = 2_048
-"""A model that goes on for longer has lost its way."""
+"""A model that goes on for longer has lost its way. For a short prompt it is less: see
+`_most_tokens`."""
 
 MOST_PHRASES = 40
 """Of one category. It is also in the schema, so that no model lists without end."""
+
+LONGEST_PHRASE = 120
+"""Characters of a phrase in the schema: a small model writes stories into a field without end."""
 
 LEAST_GROUNDED = 0.5
 """Share of the phrases that must stand in the prompt: below it the answer is about something
@@ -61,7 +66,7 @@ else."""
 
 _POLL_SECONDS = 0.05
 _UNLOAD_SECONDS = 5.0
-_FORM = 1  # of instructions and schema: raised when older answers in the cache should not be used
+_FORM = 2  # of instructions and schema: raised when older answers in the cache should not be used
 
 _INSTRUCTIONS = """\
 You analyse prompts for image generators. Answer with one JSON object that follows the schema.
@@ -172,7 +177,7 @@ def read_with_ollama(
             cache.put(key, said)
     if left_out:
         message = (
-            f"{settings.model} was given the first {MAX_CHARACTERS} characters of the prompt; "
+            f"{settings.model} was given the first {len(text)} characters of the prompt; "
             f"{left_out} more were not read by it."
         )
         notices = (*notices, Notice(level="warning", code="ollama_prompt_cut", message=message))
@@ -232,12 +237,12 @@ def _ask(text: str, settings: OllamaSettings, check: Callable[[], object]) -> st
                     {"role": "system", "content": _INSTRUCTIONS},
                     {"role": "user", "content": text},
                 ],
-                format=_Form.model_json_schema(),
+                format=_schema(text),
                 options={
                     "temperature": 0,
                     "seed": 0,
                     "num_ctx": CONTEXT_TOKENS,
-                    "num_predict": ANSWER_TOKENS,
+                    "num_predict": _most_tokens(text),
                 },
                 keep_alive=settings.keep_alive,
                 think=False,
@@ -247,7 +252,7 @@ def _ask(text: str, settings: OllamaSettings, check: Callable[[], object]) -> st
                 parts.append(part.message.content or "")
                 size += len(parts[-1])
                 reason = part.done_reason or reason
-                if size > 16 * ANSWER_TOKENS:
+                if size > 16 * _most_tokens(text):
                     reason = "length"
                     break
             if settings.keep_alive == 0:
@@ -386,11 +391,31 @@ def _finished(
 def _text(clauses: Sequence[Clause]) -> tuple[str, int]:
     """What is asked for, without emphasis and LoRA tags, and how many characters were too many."""
     whole = ", ".join(clause.text for clause in clauses if clause.weight > 0)
-    if len(whole) <= MAX_CHARACTERS:
+    fitting = whole.encode("utf-8", "ignore")[:MAX_BYTES].decode("utf-8", "ignore")
+    if len(fitting) == len(whole):
         return whole, 0
-    cut = whole.rfind(", ", 0, MAX_CHARACTERS)
-    text = whole[: cut if cut > 0 else MAX_CHARACTERS]
+    cut = fitting.rfind(", ")
+    text = fitting[: cut if cut > 0 else len(fitting)]
     return text, len(whole) - len(text)
+
+
+def _schema(text: str) -> dict[str, Any]:
+    """The form as a JSON schema, with no room for more phrases than the prompt has words, nor for
+    longer ones than the prompt."""
+    schema = _Form.model_json_schema()
+    # Scripts without spaces have more words than can be counted so.
+    most = len(text.split()) + sum(not letter.isascii() for letter in text) // 2
+    for field in schema["properties"].values():
+        if field.get("type") == "array":
+            field["maxItems"] = min(MOST_PHRASES, most)
+            field["items"] = {"type": "string", "maxLength": min(LONGEST_PHRASE, len(text))}
+    return schema
+
+
+def _most_tokens(text: str) -> int:
+    """Of an answer that names every word of the prompt once: no token is shorter than a byte, and
+    a phrase takes as much again for quotes and commas. Beside it the field names."""
+    return min(ANSWER_TOKENS, 256 + 2 * len(text.encode("utf-8", "ignore")))
 
 
 def _checked(said: str, text: str) -> Answer:
@@ -400,11 +425,14 @@ def _checked(said: str, text: str) -> Answer:
         LanguageModelError: it does not.
     """
     try:
-        parsed = _Form.model_validate_json(said)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        # Not strict: small models write line breaks into phrases.
+        parsed = _Form.model_validate(json.loads(said, strict=False))
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            problem = f"{where}: {first['msg']}" if where else first["msg"]
         shown = " ".join(said.split())[:80]
         raise LanguageModelError(
             "ollama_answer_unusable",

@@ -17,7 +17,7 @@ from intelligent_generation.core.prompting import (
     summarize,
 )
 from intelligent_generation.core.prompting.answers import StoredAnswers
-from intelligent_generation.core.prompting.language_model import MAX_CHARACTERS
+from intelligent_generation.core.prompting.language_model import ANSWER_TOKENS, MAX_BYTES
 from intelligent_generation.core.storage import Database
 from intelligent_generation.tests.services.ollama import OllamaServer, answer
 from intelligent_generation.tests.services.server import DROP, Reply, json_reply
@@ -288,8 +288,39 @@ def test_a_very_long_prompt_is_cut_for_the_model_alone(ollama):
     analysis = ask(prompt=prompt)
     assert analysis.analyzer == "ollama"
     assert {n.code for n in analysis.notices} == {"long_prompt", "ollama_prompt_cut"}
-    assert len(ollama.chats[0]["messages"][-1]["content"]) <= MAX_CHARACTERS
+    assert 0.9 * MAX_BYTES < len(ollama.chats[0]["messages"][-1]["content"]) <= MAX_BYTES
     assert analysis.segments == (prompt,)
+
+
+def test_a_long_prompt_of_another_script_leaves_room_for_the_answer(ollama):
+    ollama.said = answer(setting=["夜晚的森林"])
+    analysis = ask(prompt="夜晚的森林，" * 1_500)
+    asked = ollama.chats[0]["messages"][-1]["content"]
+    assert 0.9 * MAX_BYTES < len(asked.encode()) <= MAX_BYTES
+    (cut,) = (n.message for n in analysis.notices if n.code == "ollama_prompt_cut")
+    assert f"the first {len(asked)} characters" in cut
+
+
+def test_an_answer_has_room_for_what_the_prompt_can_hold_and_no_more(ollama):
+    def room(prompt):
+        ollama.said = answer(content=[prompt])
+        assert ask(prompt=prompt).analyzer == "ollama"
+        chat = ollama.chats[-1]
+        phrases = chat["format"]["properties"]["content"]
+        return (
+            phrases["maxItems"],
+            phrases["items"]["maxLength"],
+            chat["options"]["num_predict"],
+        )
+
+    assert room("dragon") == (1, 6, 268)
+    assert room("红色的猫在夜晚的森林里") == (6, 11, 322)
+    assert room("a red cat in the forest at night, " * 60) == (40, 120, ANSWER_TOKENS)
+
+
+def test_a_line_break_in_a_phrase_is_no_error(ollama):
+    ollama.said = answer(setting=["harbour at dusk"]).replace("harbour at", "harbour\n at")
+    assert ask().concepts_in("setting") == ("harbour at dusk",)
 
 
 def test_phrases_of_languages_without_spaces_are_found(ollama):
