@@ -75,6 +75,16 @@ def test_the_editors_widgets_carry_the_workflows_values(page) -> None:
     assert values["FeedbackRecorder"]["rating"] == 0
 
 
+def test_a_page_with_the_nodes_has_the_embedding_model_opened_once(page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with page.expect_response("**/catalog/meaning") as answer:
+        load(page, "auto.json")
+    assert answer.value.json()["state"] != "not started"
+    load(page, "auto.json")
+    assert sum("/catalog/meaning" in url for url in asked) == 1
+
+
 def test_run_shows_the_explanation_on_the_node(page, comfyui: ComfyUI) -> None:
     load(page, "auto.json")
     page.evaluate(
