@@ -46,7 +46,7 @@ _PEOPLE = frozenset({"1girl", "girl", "woman", "1boy", "boy", "man"})
 COMPARED = (
     "name", "trigger_words", "trigger", "tags", "tag_phrases", "description", "all_text", "rarest",
     "focus", "clause", "spelling_name", "spelling_trigger", "similarity", "similarity_clause",
-    "downloads",
+    "similarity_description", "similarity_description_clause", "downloads",
 )  # fmt: skip
 """Columns by which candidates are compared with one another."""
 
@@ -127,6 +127,10 @@ def gather(
         "focus": focus,
         "similarity": nothing if similarity is None else similarity.prompt,
         "similarity_clause": nothing if similarity is None else similarity.clause,
+        "similarity_description": nothing if similarity is None else similarity.description,
+        "similarity_description_clause": (
+            nothing if similarity is None else similarity.description_clause
+        ),
         "downloads": index.downloads,
         "likes": index.likes,
         "trigger_count": index.trigger_count,
@@ -160,7 +164,9 @@ def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats
     for each in COMPARED:
         values = np.nan_to_num(columns[each], nan=0.0)
         best = float(values.max(initial=0.0))
-        found[f"{each}/best"] = (values / (best + 1e-6)).astype(np.float32)
+        found[f"{each}/best"] = (values / best if best > 0 else np.zeros_like(values)).astype(
+            np.float32
+        )
         # Equal values share the first of their places.
         place = np.searchsorted(np.sort(-values), -values).astype(np.float32)
         found[f"{each}#"] = np.minimum(place, _LAST_PLACE)
@@ -200,7 +206,8 @@ def _best(values: Floats, most: int) -> Indices:
 
 def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) -> dict[str, Floats]:
     """How well one clause of the prompt, the best one for each LoRA, is matched by name or
-    trigger words: by its share, and by the rarity of what matches."""
+    trigger words: by its share, and by the rarity of what matches; how many others match that
+    clause better, or as well and are more often downloaded; where it stands and how long it is."""
     terms = sorted({word for run in query.clauses for word in run if word in query.words})
     places = {term: place for place, term in enumerate(terms)}
     rarity = np.array([among.rarity(term) for term in terms], np.float32)
@@ -221,9 +228,28 @@ def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) ->
     whole = asked.sum(1, keepdims=True) + 1e-6
     best = matched * (matched / whole)
     none = np.zeros((1, len(positions)), np.float32)
+    best, matched = np.concatenate((best, none)), np.concatenate((matched, none))
+    own = best.argmax(0)
+    value = best[own, np.arange(len(positions))]
+    # How well all others match the clause that each candidate matches best.
+    others = best[own]
+    close = others >= value[:, None] - 1e-4
+    downloads = np.nan_to_num(index.downloads[positions], nan=-1.0)
+    lengths = np.array([*map(len, query.clauses), 0])
+
+    def known(values: np.ndarray) -> Floats:
+        return np.where(value > 0, np.minimum(values, _LAST_PLACE), math.nan).astype(np.float32)
+
     return {
-        "clause": np.concatenate((best, none)).max(0),
-        "clause_rarity": np.concatenate((matched, none)).max(0),
+        "clause": value,
+        "clause_rarity": matched.max(0),
+        "clause_better": known((others > value[:, None] + 1e-4).sum(1)),
+        "clause_tied": known(close.sum(1)),
+        "clause_downloads": known((close & (downloads > downloads[:, None])).sum(1)),
+        "clause_place": known(own / max(1, len(query.clauses))),
+        "clause_words": known(lengths[own]),
+        "matched_words": has.sum(0),
+        "matched_clauses": (matched > 0).sum(0).astype(np.float32),
     }
 
 

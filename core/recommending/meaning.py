@@ -1,7 +1,7 @@
 """The vectors of a library's LoRAs: made in the background, kept in a file beside the database.
 
-A LoRA's vector belongs to the text it was made from, so a renamed file keeps it, a changed title
-makes a new one, and a library is opened again without computing anything.
+A vector belongs to the text it was made from, so a renamed file keeps it, a changed title makes a
+new one, and a library is opened again without computing anything.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from ..filelock import one_writer
 from ..plan import Clause, Notice
 from .index import Floats
 from .keeping import Kept
-from .vectors import Similarity, product, similarity, telling_parts, text_of
+from .vectors import Similarity, product, similarity, telling_parts, texts_of
 
 log = logging.getLogger(__name__)
 
 _DIGEST = 16
-_AT_ONCE = 32
-"""Texts encoded together. Small, so that a stop is heeded soon."""
+_AT_ONCE = 16
+"""LoRAs encoded together. Small, so that a stop is heeded soon."""
 _WORTH_WAITING = 256
-"""Missing vectors that a prompt waits for: some seconds on a processor."""
+"""LoRAs without vectors that a prompt waits for: some seconds on a processor."""
 _PAUSE = 0.05
 _PROJECTION = "projection.safetensors"
 _State = Literal["not started", "opening", "reading", "ready", "off", "failed"]
@@ -79,8 +79,8 @@ class VectorFile:
         return found
 
     def missing(self, texts: Sequence[str]) -> list[str]:
-        """The texts without a vector, each once."""
-        return [text for text in dict.fromkeys(texts) if _digest(text) not in self._known]
+        """The texts without a vector, each once; an empty one needs none."""
+        return [t for t in dict.fromkeys(texts) if t and _digest(t) not in self._known]
 
     def add(self, texts: Sequence[str], vectors: Floats) -> None:
         """Keep the vectors of texts. Raises OSError."""
@@ -119,7 +119,7 @@ class MeaningStatus(NamedTuple):
 
     state: _State
     done: int
-    """LoRAs with a vector, those with the same text counted once."""
+    """LoRAs with vectors, those with the same texts counted once."""
     total: int
     problem: str = ""
     """Why it is off or failed, in words for people."""
@@ -158,7 +158,7 @@ class Meaning:
         self._lock = threading.RLock()
         self._encoder: Encoder | None = None
         self._file: VectorFile | None = None
-        self._matrices: Kept[tuple[int, Floats]] = Kept()
+        self._matrices: Kept[tuple[int, tuple[Floats, Floats]]] = Kept()
         """Vectors in a library's order, and how many the file had then."""
         self._thread: threading.Thread | None = None
         self._complete: Kept[bool] = Kept()
@@ -203,7 +203,7 @@ class Meaning:
         parts = telling_parts(clauses)
         if encoder is None or file is None or not len(file) or not parts:
             return None
-        return similarity(projected(encoder.encode_parts(parts)), self._vectors(library, file))
+        return similarity(projected(encoder.encode_parts(parts)), *self._vectors(library, file))
 
     def start(self, library: LoraLibrary) -> None:
         """Make the vectors that the library lacks, in the background."""
@@ -249,16 +249,17 @@ class Meaning:
             encoder, file = opened.encoder, VectorFile(self._path)
             with self._lock:
                 self._encoder, self._file = encoder, file
-        texts = [text_of(entry) for entry in library.entries]
-        missing = file.missing(texts)
-        total = len(set(texts))
-        self._say("reading", total - len(missing), total)
-        for at in range(0, len(missing), _AT_ONCE):
+        wanted = list(dict.fromkeys(texts_of(entry) for entry in library.entries))
+        unread = [texts for texts in wanted if file.missing(texts)]
+        total = len(wanted)
+        self._say("reading", total - len(unread), total)
+        for at in range(0, len(unread), _AT_ONCE):
             if self._stop.is_set():
                 return
-            some = missing[at : at + _AT_ONCE]
-            file.add(some, projected(encoder.encode(some)))
-            self._say("reading", total - len(missing) + at + len(some), total)
+            some = unread[at : at + _AT_ONCE]
+            missing = file.missing([text for texts in some for text in texts])
+            file.add(missing, projected(encoder.encode(missing)))
+            self._say("reading", total - len(unread) + at + len(some), total)
         with self._lock:
             self._complete.put(library, True)
             self._revision += self._asked_early
@@ -269,15 +270,24 @@ class Meaning:
         with self._lock:
             self._status = MeaningStatus(state, done, total, problem)
 
-    def _vectors(self, library: LoraLibrary, file: VectorFile) -> Floats:
-        """The library's vectors in its order."""
+    def _vectors(self, library: LoraLibrary, file: VectorFile) -> tuple[Floats, Floats]:
+        """The vectors of the library's names and of its descriptions, in its order."""
         count = len(file)
         kept = self._matrices.get(library)
         if kept is None or kept[0] != count:
-            matrix = file.get([text_of(entry) for entry in library.entries])
-            kept = self._matrices.put(library, (count, matrix))
+            texts = [texts_of(entry) for entry in library.entries]
+            found = file.get([t.name for t in texts]), file.get([t.description for t in texts])
+            kept = self._matrices.put(library, (count, found))
         return kept[1]
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+    # Of the directions too: vectors along others are no vectors of this text.
+    return hashlib.blake2b(
+        text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST, key=_directions()
+    ).digest()
+
+
+@cache
+def _directions() -> bytes:
+    return hashlib.blake2b(projection().tobytes(), digest_size=_DIGEST).digest()

@@ -11,7 +11,7 @@ from .index import Floats, Indices
 
 
 class Trees(NamedTuple):
-    """All nodes of all trees in one list. A leaf points at itself."""
+    """All nodes of all trees in one list. In a leaf one goes left, to the leaf itself."""
 
     columns: tuple[str, ...]
     """What is asked about."""
@@ -21,7 +21,7 @@ class Trees(NamedTuple):
     threshold: Floats
     """[nodes] up to which value one goes left."""
     left: Indices
-    right: Indices
+    """[nodes] where one goes on; to the right it is the node after that."""
     missing_left: np.ndarray
     """[nodes] whether NaN goes left."""
     value: Floats
@@ -37,7 +37,6 @@ class Trees(NamedTuple):
             np.array(data["column"], np.int32),
             np.array(data["threshold"], np.float32),
             np.array(data["left"], np.int32),
-            np.array(data["right"], np.int32),
             np.array(data["missing_left"], bool),
             np.array(data["value"], np.float32),
             int(data["depth"]),
@@ -45,11 +44,12 @@ class Trees(NamedTuple):
 
     def answer(self, table: Floats) -> np.ndarray:
         """The sum of all trees' answers, float64 [rows], for float32 [rows, columns]."""
-        rows = np.arange(len(table))[:, None]
+        values = np.ascontiguousarray(table).ravel()
+        first = (np.arange(len(table), dtype=np.int32) * table.shape[1])[:, None]
         at = np.broadcast_to(self.roots, (len(table), len(self.roots)))
         for _ in range(self.depth):
-            at = self._next(at, table[rows, self.column[at]])
-        return self.value[at].astype(np.float64).sum(1)
+            at = self._next(at, values.take(first + self.column.take(at)))
+        return self.value.take(at).astype(np.float64).sum(1)
 
     def shares(self, row: Floats) -> tuple[float, np.ndarray]:
         """The mean answer, and what each column's splits added to it for one row, [columns].
@@ -66,6 +66,6 @@ class Trees(NamedTuple):
         return float(self.value[self.roots].sum(dtype=np.float64)), found
 
     def _next(self, at: np.ndarray, values: np.ndarray) -> np.ndarray:
-        missing = np.isnan(values)
-        left = np.where(missing, self.missing_left[at], values <= self.threshold[at])
-        return np.where(left, self.left[at], self.right[at])
+        right = ~(values <= self.threshold.take(at))
+        right &= ~(np.isnan(values) & self.missing_left.take(at))
+        return self.left.take(at) + right

@@ -18,6 +18,7 @@ the encoder takes."""
 _MAX_LETTERS = 200
 """Of a LoRA's trigger words, and of its tags."""
 _MAX_TAGS = 12
+_MAX_DESCRIPTION = 300
 
 
 class Similarity(NamedTuple):
@@ -28,13 +29,27 @@ class Similarity(NamedTuple):
     """[LoRAs], to the telling part of the prompt as a whole."""
     clause: Floats
     """[LoRAs], to the nearest of its clauses."""
+    description: Floats
+    """[LoRAs], of the LoRA's description to the prompt as a whole; NaN also where it has none."""
+    description_clause: Floats
+    """[LoRAs], of the description to the nearest clause."""
 
 
-def text_of(entry: LoraEntry) -> str:
-    """What of a LoRA is turned into a vector: its title, trigger words and tags."""
+class Texts(NamedTuple):
+    """What of a LoRA is turned into vectors, one each."""
+
+    name: str
+    """Its title, trigger words and tags."""
+    description: str
+    """The start of what its author says; may be empty."""
+
+
+def texts_of(entry: LoraEntry) -> Texts:
+    """What of a LoRA is turned into vectors; bounded however much there is."""
     triggers = ", ".join(trigger.text for trigger in entry.trigger_words)[:_MAX_LETTERS]
     tags = ", ".join(tag.text for tag in entry.tags[:_MAX_TAGS])[:_MAX_LETTERS]
-    return ". ".join(part for part in (entry.title, triggers, tags) if part)
+    name = ". ".join(part for part in (entry.title, triggers, tags) if part)
+    return Texts(name, entry.description[:_MAX_DESCRIPTION].strip())
 
 
 def telling_parts(clauses: Sequence[Clause]) -> tuple[str, ...]:
@@ -66,14 +81,19 @@ def product(left: Floats, right: Floats) -> Floats:
     ).numpy()
 
 
-def similarity(prompt: Floats, library: Floats) -> Similarity:
+def similarity(prompt: Floats, names: Floats, descriptions: Floats) -> Similarity:
     """Compare vectors of a prompt with those of a library.
 
     Args:
         prompt: [1 + clauses, n], unit vectors: of the prompt, then of its clauses.
-        library: [LoRAs, n], unit vectors; NaN where there is none yet.
+        names: [LoRAs, n], unit vectors of `Texts.name`; NaN where there is none yet.
+        descriptions: [LoRAs, n], likewise of `Texts.description`.
     """
+    return Similarity(*_nearness(prompt, names), *_nearness(prompt, descriptions))
+
+
+def _nearness(prompt: Floats, library: Floats) -> tuple[Floats, Floats]:
     near = product(library, prompt.T)
     whole = near[:, 0]
     clause = near[:, 1:].max(1) if near.shape[1] > 1 else whole
-    return Similarity(np.asarray(whole, np.float32), np.asarray(clause, np.float32))
+    return np.asarray(whole, np.float32), np.asarray(clause, np.float32)

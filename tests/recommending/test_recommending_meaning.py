@@ -21,7 +21,7 @@ from intelligent_generation.core.embedding import (
 from intelligent_generation.core.plan import Clause, FileRef
 from intelligent_generation.core.recommending import Meaning
 from intelligent_generation.core.recommending.meaning import VectorFile, projected
-from intelligent_generation.core.recommending.vectors import telling_parts, text_of
+from intelligent_generation.core.recommending.vectors import telling_parts, texts_of
 from intelligent_generation.scripts.launch_comfyui import TorchvisionOperators
 
 
@@ -77,6 +77,21 @@ def test_vectors_are_made_once_and_opened_again(path: Path) -> None:
     assert not {"castle", "robot"} & set(again.encoded)
 
 
+def test_descriptions_are_compared_where_there_are_any(path: Path) -> None:
+    entries = library("a", "b", "c").entries
+    entries = tuple(
+        entry._replace(description=text)
+        for entry, text in zip(entries, ("castle on a rock", "", "quick zebra"), strict=True)
+    )
+    described = library("a", "b", "c")._replace(entries=entries)
+    near = Meaning(path, lambda: Opened(Letters())).similarity(described, clauses("a castle"))
+    assert near is not None
+    assert near.description[0] > near.description[2]
+    assert near.description_clause[0] > near.description_clause[2]
+    assert np.isnan(near.description[1]) and np.isnan(near.description_clause[1])
+    assert not np.isnan(near.prompt).any()
+
+
 def test_two_libraries_under_one_revision_are_two(path: Path) -> None:
     meaning = Meaning(path, lambda: Opened(Letters()))
     for titles in (("castle",), ("castle", "robot"), ("robot",), ()):
@@ -99,8 +114,8 @@ def test_libraries_used_in_turn_are_put_together_once(
     libraries = [library("castle", "robot"), library("rocket"), library("castle", "rocket")]
     for titles in libraries * 3:
         assert meaning.similarity(titles, clauses("a castle")) is not None
-    # Again once for the first, as the file had grown.
-    assert sorted(put_together) == [1, 2, 2, 2]
+    # Names and descriptions; again once for the first, as the file had grown.
+    assert sorted(put_together) == [1, 1] + [2, 2] * 3
 
 
 def test_a_changed_lora_alone_is_read_again(path: Path) -> None:
@@ -118,7 +133,7 @@ def test_a_large_library_is_not_waited_for(path: Path) -> None:
 
     class Slow(Letters):
         def encode(self, texts: Sequence[str]) -> Vectors:
-            if len(self.encoded) >= 32 and len(texts) == 32:
+            if len(self.encoded) >= 32:
                 go.wait(30)
             return super().encode(texts)
 
@@ -214,7 +229,8 @@ def test_text_of_a_lora_with_hundreds_of_trigger_words_is_bounded() -> None:
 
     words = tuple(TriggerWord(f"word{n}", 1.0, "civitai") for n in range(400))
     entry = LoraEntry(FileRef(folder="loras", name="x"), "X", "sdxl", None, 1.0, "t", words)
-    assert len(text_of(entry)) < 300
+    entry = entry._replace(description="long " * 200)
+    assert [len(text) < 301 for text in texts_of(entry)] == [True, True]
 
 
 # ------------------------------------------------------------------ the real model

@@ -24,6 +24,7 @@ from intelligent_generation.core.plan import (
     Span,
     StyleIntent,
 )
+from intelligent_generation.core.prompting import analyze
 from intelligent_generation.core.recommending import (
     RecommendSettings,
     UserLora,
@@ -149,7 +150,7 @@ def codes(plan: LoraPlan) -> list[str]:
 
 
 def test_the_acceptance_prompt_gets_its_anime_style() -> None:
-    plan = plan_for(AC_PROMPT, lora("Anime_Style_XL", "anime style"), *OTHERS)
+    plan = plan_for(analyze(AC_PROMPT), lora("Anime_Style_XL", "anime style"), *OTHERS)
     assert len(plan.loras) <= 3
     assert any("anime" in title.lower() for title in titles(plan))
     for chosen in plan.loras:

@@ -11,10 +11,9 @@ TREES = Trees.read(
         "columns": ["a", "b"],
         "roots": [0, 5],
         "column": [0, 1, 0, 0, 0, 0],
-        "threshold": [1.0, 0.0, 0, 0, 0, 0],
+        "threshold": [1.0, 0.0, 3e38, 3e38, 3e38, 3e38],
         "left": [1, 3, 2, 3, 4, 5],
-        "right": [2, 4, 2, 3, 4, 5],
-        "missing_left": [0, 1, 0, 0, 0, 0],
+        "missing_left": [0, 1, 1, 1, 1, 1],
         "value": [0.5, -1.0, 2.0, -3.0, 1.0, 0.25],
         "depth": 2,
     }

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from intelligent_generation.benchmarks import recommend_fit
 from intelligent_generation.core.embedding import DIMENSIONS, Vectors
+from intelligent_generation.core.recommending.meaning import projection
 from intelligent_generation.core.recommending.scoring import load_ranking
 
 pytest.importorskip("lightgbm")
@@ -58,7 +59,7 @@ def pairs() -> list[dict[str, Any]]:
 
 
 def test_what_is_learned_holds_for_loras_never_seen(tmp_path: Path) -> None:
-    examples = recommend_fit.read_examples(rows(), pairs(), [], {}, Nothing())
+    examples = recommend_fit.read_examples(rows(), pairs(), [], {}, Nothing(), projection())
     trees = recommend_fit.fit(examples, left_out=0)
     measured: dict[str, list[bool]] = {field: [] for field in recommend_fit.FIELDS}
     answers = recommend_fit.measure(trees, examples, 0, measured)
@@ -81,10 +82,12 @@ def test_trees_answer_as_the_library_that_fitted_them() -> None:
 
     table = np.random.RandomState(1).rand(2000, 4).astype(np.float32)
     table[::5, 1] = np.nan
-    wanted = (table[:, 0] + np.nan_to_num(table[:, 1]) > 1).astype(int)
+    # Numbers that differ in the seventh digit, as ratios close to 1 do.
+    table[:, 2] = 1 - np.float32(2**-24) * np.random.RandomState(2).randint(0, 30, 2000)
+    wanted = table[:, 0] + np.nan_to_num(table[:, 1]) + (table[:, 2] > 1 - 1e-6) > 1.5
     booster = lightgbm.train(
         {"objective": "binary", "verbose": -1, "num_threads": 1, "max_depth": 5},
-        lightgbm.Dataset(table, wanted),
+        lightgbm.Dataset(table, wanted.astype(int)),
         20,
     )
     trees = Trees.read(recommend_fit._as_lists(booster.dump_model(), list("abcd")))
