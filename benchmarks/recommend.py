@@ -25,6 +25,7 @@ from ..core.catalog import (
 )
 from ..core.catalog.digest import weight_in_words
 from ..core.embedding import model_folder, open_encoder
+from ..core.limits import MIN_CONFIDENCE
 from ..core.plan import Clause, FileRef, PromptAnalysis
 from ..core.prompting import analyze
 from ..core.recommending import recommend
@@ -49,6 +50,8 @@ RESAMPLES = 1000
 FOLDS = 5
 VECTORS = Path(__file__).parent.parent / ".cache" / "recommend" / "lora_vectors.bin"
 SCALES = (7_500, 100_000)
+LEAST = (0.5, 0.55, 0.6, 0.65, 0.7)
+"""Least confidences to compare."""
 
 Row = Mapping[str, Any]
 
@@ -78,7 +81,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     text, the cosine of MiniLM, the fusion of both and requirement 2.9's formula, with the 95 %
     interval of the paired difference (bootstrap over pairs). `without` tells for how many of
     the prompts in --pairs something is recommended, of kind user_prompt: people made those
-    images without a LoRA. `scale` takes
+    images without a LoRA; also if more confidence were asked for. `scale` takes
     the median time of one recommendation, reading the prompt included, in libraries of 7,500 and
     100,000, made by repeating the given one under other names.
     """
@@ -286,11 +289,17 @@ def _predict(
 def _without(rows: Sequence[Row], prompts: Sequence[Row], setup: Setup) -> dict[str, Any]:
     of_id = {row["id"]: row for row in rows}
     asked = [{**row, "targets": []} for row in prompts if row["kind"] == "user_prompt"]
-    said = [
-        answer(row["prompt"], "sd15", setup, _ranking_for(row, of_id, setup)).recommended > 0
-        for row in asked
-    ]
-    return {"prompts": len(said), "recommended_for": round(statistics.mean(said), 4)}
+    said = [answer(row["prompt"], "sd15", setup, _ranking_for(row, of_id, setup)) for row in asked]
+    surest = [max((r.confidence for r in a.ranked[: a.recommended]), default=0.0) for a in said]
+    return {
+        "prompts": len(said),
+        "recommended_for": round(statistics.mean(a.recommended > 0 for a in said), 4),
+        "at_confidence": {
+            least: round(statistics.mean(each >= least for each in surest), 4)
+            for least in LEAST
+            if least >= MIN_CONFIDENCE
+        },
+    }
 
 
 # --------------------------------------------------------------------------- comparison
