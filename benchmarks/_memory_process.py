@@ -349,7 +349,7 @@ def _parts(
         )
 
     sizes = part_sizes([("diffusion_model", header(diffusion)), ("text_encoder", header(text))])
-    return (*sizes, PartSize("vae", "float16", vae, vae, vae))
+    return (*sizes, PartSize("vae", "float16", vae, vae, vae, vae))
 
 
 # --------------------------------------------------------------------------- strategies

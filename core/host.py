@@ -190,9 +190,16 @@ def weight_dtypes() -> tuple[str, ...]:
     return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8", *four)
 
 
-def quantized_formats() -> frozenset[str]:
+def quantized_formats(*, in_tensors: bool = True) -> frozenset[str]:
     """Formats of quantized weights that this ComfyUI loads, as its `comfy_quant` marks name them,
-    e.g. `float8_e4m3fn`, `nvfp4`."""
+    e.g. `float8_e4m3fn`, `nvfp4`.
+
+    Args:
+        in_tensors: of files that have the marks as tensors, which it reads since 0.4; before,
+            only those in the header.
+    """
+    if in_tensors and not hasattr(comfy.utils, "convert_old_quants"):
+        return frozenset()
     return frozenset(getattr(comfy.quant_ops, "QUANT_ALGOS", {}))
 
 

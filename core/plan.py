@@ -44,7 +44,7 @@ PromptSyntax = Literal["comfy", "a1111"]
 Priority = Literal["SPEED", "BALANCED", "QUALITY", "MEMORY"]
 Mode = Literal["AUTO", "MANUAL"]
 SaveTarget = Literal["output", "temp", "off"]
-WeightDtype = Literal["auto", "fp16", "bf16", "fp8", "int8"]
+WeightDtype = Literal["auto", "fp16", "bf16", "fp8", "int8", "int4"]
 Strategy = Literal["AUTO", "FULL_GPU", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD"]
 
 _Object = TypeVar("_Object", bound="PlanObject")

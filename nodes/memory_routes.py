@@ -2,8 +2,9 @@
 
     GET    /memory               the model pool: limits, settings, models, hits, misses, evictions;
                                  and what ComfyUI has loaded for computing
-    PUT    /memory               {"budget_gb": 12, "policy": "lru"}, one or both; budget_gb null
-                                 goes back to the machine's own, 0 turns the pool off
+    PUT    /memory               {"budget_gb": 12, "policy": "lru", "quantized_disk_gb": 20}, one or
+                                 more; budget_gb null goes back to the machine's own, 0 turns the
+                                 pool off; quantized_disk_gb 0 keeps no weights on disk
     DELETE /memory/models        takes every model out of the pool
     DELETE /memory/models/{id}   takes one out
     DELETE /memory/fallbacks     forgets which sizes ran out of memory, so that they are tried

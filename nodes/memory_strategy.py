@@ -32,11 +32,12 @@ class MemoryStrategy(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "weight_dtype",
-                    options=["auto", "fp16", "bf16", "fp8", "int8"],
+                    options=["auto", "fp16", "bf16", "fp8", "int8", "int4"],
                     default="auto",
                     optional=True,
                     tooltip="What HubModelLoader loads models in. auto: as the file has them; at "
-                    "int8 when a model does not fit otherwise.",
+                    "int8 when a model does not fit otherwise. int4: where ComfyUI has a 4-bit "
+                    "format itself.",
                 ),
                 io.Float.Input(
                     "max_vram_gb",

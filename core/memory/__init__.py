@@ -20,6 +20,7 @@ from .resources import (
     ram_limit,
     read_free,
     read_machine,
+    read_ram,
     read_resources,
 )
 from .strategy import OWN_MEMORY, plan_memory, report, report_resources
@@ -67,6 +68,7 @@ __all__ = [
     "ram_limit",
     "read_free",
     "read_machine",
+    "read_ram",
     "read_resources",
     "read_settings",
     "report",

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, get_args
 from ..catalog import SafetensorsHeader
 from ..errors import SettingError
 from ..plan import MemoryPlan, Strategy, WeightDtype
-from .quantization import int8_bytes
+from .formats import is_format
+from .quantization import FOUR_BITS, int4_bytes, int8_bytes
 from .resources import FreeMemory, human_bytes
 from .strategy import OWN_MEMORY
 
@@ -22,6 +23,7 @@ _TORCH_NAMES: dict[WeightDtype, str | None] = {
     "bf16": "bfloat16",
     "fp8": "float8_e4m3fn",
     "int8": "int8",
+    "int4": "int4",
 }
 """What the widget's choices are called by torch; None leaves the choice to ComfyUI."""
 
@@ -45,6 +47,7 @@ _SAFETENSORS = {
 }  # fmt: skip
 _QUANTIZED = (".comfy_quant", ".weight_scale", ".scale_weight", "scaled_fp8")
 """Ends of names that only files in a quantized format have."""
+_SCALES = (".comfy_quant", ".weight_scale", ".weight_scale_2", ".input_scale")
 
 
 class PartSize(NamedTuple):
@@ -57,6 +60,7 @@ class PartSize(NamedTuple):
     cpu_bytes: int
     """What it takes where ComfyUI computes on a CPU."""
     int8_bytes: int
+    int4_bytes: int
 
 
 class Row(NamedTuple):
@@ -99,6 +103,7 @@ def part_sizes(headers: Sequence[tuple[Role | None, SafetensorsHeader]]) -> tupl
     """
     tensors: dict[Role, list[tuple[str, tuple[int, ...], int]]] = {}
     dtypes: dict[Role, Counter[str]] = {}
+    on_cpu: Counter[Role] = Counter()
     own_files = {given for given, _ in headers}
     for given, header in headers:
         for full_name, info in header.tensors.items():
@@ -107,8 +112,13 @@ def part_sizes(headers: Sequence[tuple[Role | None, SafetensorsHeader]]) -> tupl
                 continue  # a file of its own takes the place of what is in the checkpoint
             tensors.setdefault(role, []).append((name, info.shape, info.bytes))
             dtypes.setdefault(role, Counter())[info.dtype] += info.bytes
+            # ComfyUI keeps what a file has in a format of its own, on a processor too.
+            kept = role != "diffusion_model" or is_format(info.dtype) or name.endswith(_SCALES)
+            on_cpu[role] += info.bytes if kept else math.prod(info.shape) * _CPU_ITEM
     return tuple(
-        _size(role, tensors[role], dtypes[role]) for role in get_args(Role) if role in tensors
+        _size(role, tensors[role], dtypes[role], on_cpu[role])
+        for role in get_args(Role)
+        if role in tensors
     )
 
 
@@ -120,14 +130,14 @@ def _part_of(name: str) -> tuple[Role, str]:
 
 
 def _size(
-    role: Role, tensors: list[tuple[str, tuple[int, ...], int]], dtypes: Counter[str]
+    role: Role, tensors: list[tuple[str, tuple[int, ...], int]], dtypes: Counter[str], on_cpu: int
 ) -> PartSize:
     stored = sum(size for _, _, size in tensors)
-    count = sum(math.prod(shape) for _, shape, _ in tensors)
     most = max(dtypes, key=dtypes.__getitem__)
     small = int8_bytes(role, tensors) if role != "vae" else stored
-    on_cpu = count * _CPU_ITEM if role == "diffusion_model" else stored
-    return PartSize(role, _SAFETENSORS.get(most, most), stored, on_cpu, min(small, stored))
+    smaller = int4_bytes(role, tensors) if role != "vae" else stored
+    name = _SAFETENSORS.get(most, most)
+    return PartSize(role, name, stored, on_cpu, min(small, stored), min(smaller, stored))
 
 
 def is_quantized(header: SafetensorsHeader) -> bool:
@@ -172,6 +182,12 @@ def allocate(
     strategy = plan.strategy
     reasons: list[str] = []
     if wanted != "auto":
+        if wanted == "int4" and dtype not in supported:
+            raise SettingError(
+                "weight_dtype int4 cannot be made here: it needs a ComfyUI with the 4-bit format "
+                f"{FOUR_BITS} (0.8 or newer, with its comfy-kitchen library working on this "
+                "device), and a file whose tensors have ComfyUI's own names. Use int8."
+            )
         if dtype not in supported:
             raise SettingError(
                 f"weight_dtype {wanted} does not work on this device. Set it to auto in "
@@ -238,12 +254,14 @@ def _short(
 
 
 def _size_in(part: PartSize, dtype: str | None, *, on_cpu: bool) -> tuple[str, int]:
-    if dtype == "int8" and part.role != "vae":
-        return dtype, part.int8_bytes
+    if dtype == "int4" and part.role == "diffusion_model":
+        return FOUR_BITS, part.int4_bytes
+    if dtype in ("int8", "int4") and part.role != "vae":
+        return "int8", part.int8_bytes
     if part.role != "diffusion_model" or (dtype is None and not on_cpu):
         return part.dtype, part.bytes
     if dtype is None:
-        return "float32", part.cpu_bytes
+        return part.dtype if is_format(part.dtype) else "float32", part.cpu_bytes
     item = 1 if dtype.startswith("float8") else 2
     return dtype, part.cpu_bytes // _CPU_ITEM * item
 

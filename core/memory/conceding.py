@@ -21,7 +21,7 @@ def setup_of(plan: GenerationPlan) -> Setup:
     at_once = plan.concessions.images_at_once or plan.sampling.batch_size
     return Setup(
         strategy=plan.memory.strategy if plan.memory else "AUTO",
-        int8=plan.model.weight_dtype == "int8",
+        int8=plan.model.weight_dtype in ("int8", "int4"),
         tiled_decode=plan.concessions.tiled_decode,
         images_at_once=min(at_once, plan.sampling.batch_size),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,14 @@ from ..catalog import (
 from ..errors import ModelFileError, SettingError
 from ..plan import ChosenModel, FileRef, MemoryPlan, ModelInfo, ModelPart, Notice
 from .allocation import Allocation, PartSize, allocate, is_quantized, part_sizes, table
-from .quantization import quantize
+from .formats import check_formats, has_marks, layer_formats, with_formats
+from .kept import KeptWeights, Makers
+from .quantization import becomes_four_bits
 from .residency import FileStamp, ModelKey, ModelPool, file_stamp
 from .resources import FreeMemory
 from .streaming import stream
+
+log = logging.getLogger(__name__)
 
 MODEL_INFO = "model_info"
 """Attachment key on MODEL: the ModelInfo it was loaded with. Clones carry it along."""
@@ -215,6 +220,7 @@ def load_model(
     plan: MemoryPlan,
     *,
     pool: ModelPool,
+    kept_weights: KeptWeights,
     free: Callable[[], FreeMemory],
     show: Callable[[str], None],
     short: str | None = None,
@@ -226,6 +232,7 @@ def load_model(
 
     Args:
         pool: lends what it has, and keeps what is loaded.
+        kept_weights: has weights that were made at int8 or int4 before, and keeps what is made.
         free: the memory that can be had now; asked once, before loading.
         show: shows the allocation table, before loading.
         short: why memory is short for this model, where that is known from before; the plan's
@@ -238,17 +245,22 @@ def load_model(
     paths = {file: catalog.path(file) for file in _files(choice)}
     stamps = {file: file_stamp(path) for file, path in paths.items()}
     headers = {file: _header(stamp) for file, stamp in stamps.items()}
+    for file, header in headers.items():
+        layers = layer_formats(paths[file], header)
+        known = host.quantized_formats(in_tensors=has_marks(header))
+        check_formats(file.name, header, layers, known)
+        headers[file] = with_formats(header, layers)
     header = headers[choice.model]
     detection, notices = _detect(header, choice, catalog)
     supported: Sequence[str] = host.weight_dtypes()
     if _renamed(header, detection):
-        if plan.weight_dtype == "int8":
+        if plan.weight_dtype in _PACKED:
             raise SettingError(
                 f"The weights of {choice.model.name} have diffusers' names, which ComfyUI "
-                "translates while loading; int8 cannot be made from them. Set weight_dtype to "
-                "auto in MemoryStrategy, or load a single-file version."
+                f"translates while loading; {plan.weight_dtype} cannot be made from them. Set "
+                "weight_dtype to auto in MemoryStrategy, or load a single-file version."
             )
-        supported = [name for name in supported if name != "int8"]
+        supported = [name for name in supported if name not in _PACKED]
     whole = _key(choice.model.folder, None, stamps[choice.model])
     if plan.weight_dtype == "auto" and pool.has(whole) and not short:
         # Memory is not short for a model that is in memory.
@@ -269,20 +281,29 @@ def load_model(
         supported=supported,
     )
     show(table(allocation))
-    dtype = None if allocation.dtype == "int8" else allocation.dtype
+    dtype = None if allocation.dtype in _PACKED else allocation.dtype
     notices += [_conceded(choice.model.name, allocation, reason) for reason in allocation.reasons]
 
     in_file = allocation.strategy == "DISK_OFFLOAD" and not plan.dynamic_vram
     stored = {row.role: row.dtype for row in allocation.rows}
     kept: list[str] = []
+    told: list[str] = []
 
     def lend(role: str, files: Sequence[FileRef], load: Callable[[_Lazy], Any]) -> host.LoadedModel:
         def loaded() -> host.KeptModel:
             host.check_interrupt()
             lazy = _Lazy()
-            if role != "vae" and allocation.dtype == "int8":
-                lazy = _Lazy(int8=[_int8_file(paths[file]) for file in files])
-            elif role != "vae" and in_file:
+            if role != "vae" and allocation.dtype in _PACKED:
+                with kept_weights.makers(
+                    [stamps[file] for file in files],
+                    [name for file in files for name in headers[file].tensors],
+                    needs,
+                    told.append,
+                    _four_bits if allocation.dtype == "int4" else None,
+                ) as makers:
+                    lazy = _Lazy(int8=[_int8_file(paths[file], makers) for file in files])
+                    return host.KeptModel(load(lazy))
+            if role != "vae" and in_file:
                 lazy = _Lazy(mapped=[_mapped_file(paths[file], stored) for file in files])
             return host.KeptModel(load(lazy))
 
@@ -293,7 +314,7 @@ def load_model(
             for part in parts
         )
         # int8 is for text encoders too, the other data types for the diffusion model alone.
-        main = role in MODEL_FOLDERS or (allocation.dtype == "int8" and role != "vae")
+        main = role in MODEL_FOLDERS or (allocation.dtype in _PACKED and role != "vae")
         form = "in its file" if in_file and role != "vae" else allocation.dtype if main else None
         key = _key(role, form, *(stamps[one] for one in files))
         if pool.has(key):
@@ -364,7 +385,9 @@ def load_model(
     host.attach(model, CHANGES, host.other_changes(model))
     if clip is not None:
         host.attach(clip.patcher, CHANGES, host.other_changes(clip.patcher))
-    lines = [table(allocation), f"From the model pool: {', '.join(kept) or 'nothing'}."]
+    lines = [table(allocation), f"From the model pool: {', '.join(kept) or 'nothing'}.", *told]
+    for line in told:
+        log.info("Intelligent Generation: %s", line)
     return LoadedModel(model, clip, vae, info, "\n".join(lines))
 
 
@@ -440,14 +463,30 @@ def _key(role: str, dtype: str | None, *stamps: FileStamp) -> ModelKey:
 
 
 def _needed(part: PartSize, dtype: str | None, plan: MemoryPlan) -> int:
-    if dtype == "int8" and part.role != "vae":
+    if dtype == "int4":
+        return part.int4_bytes
+    if dtype == "int8":
         return part.int8_bytes
     return part.cpu_bytes if plan.device.kind == "cpu" else part.bytes
 
 
-def _int8_file(path: Path) -> host.Int8File:
+_PACKED = ("int8", "int4")
+"""Data types that are made layer by layer while a file is read."""
+
+
+def _int8_file(path: Path, makers: Makers) -> host.Int8File:
     file = stream(path)
-    return host.Int8File(file.tensors, file.metadata, quantize, file.release)
+    return host.Int8File(
+        file.tensors, file.metadata, makers.quantize, file.release, makers.four_bits
+    )
+
+
+def _four_bits(part: str, name: str, weight: Any) -> Mapping[str, Any] | None:
+    if not becomes_four_bits(part, name, tuple(weight.shape)):
+        return None
+    if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+        return None
+    return host.pack_four_bits(weight)
 
 
 def _renamed(header: SafetensorsHeader, detection: Detection) -> bool:

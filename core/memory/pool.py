@@ -59,6 +59,8 @@ class PoolSettings(NamedTuple):
     budget_gb: float | None = None
     """GiB; 0 turns the pool off; None: from the machine."""
     policy: Policy = "lru"
+    quantized_disk_gb: float = 0.0
+    """GiB of disk for weights that were made at int8 or int4; 0: none are kept."""
 
 
 def make_room(
@@ -174,7 +176,13 @@ def made_settings(given: Any, before: PoolSettings) -> PoolSettings:
     policy = given.get("policy", before.policy)
     if policy not in get_args(Policy):
         raise SettingError(f"policy must be one of lru, lfu, size, not {policy!r}.")
-    return PoolSettings(None if budget is None else float(budget), cast(Policy, policy))
+    disk = given.get("quantized_disk_gb", before.quantized_disk_gb)
+    if isinstance(disk, bool) or not isinstance(disk, (int, float)) or not 0 <= disk <= _MOST_GB:
+        raise SettingError(
+            f"quantized_disk_gb must be a number of GiB from 0 (off) to {_MOST_GB}, not {disk!r}."
+        )
+    budget = None if budget is None else float(budget)
+    return PoolSettings(budget, cast(Policy, policy), float(disk))
 
 
 _MOST_GB = 1_000_000

@@ -8,6 +8,7 @@ Krishnamoorthi's whitepaper, arXiv:1806.08342, section 2.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from ..errors import ModelFileError
 _LEVELS = 127
 _CHUNK = 4_000_000  # elements worked on at a time, so that no float copy of a weight is held
 _RANKS = (2, 4)  # Linear and Conv2d
+_RULES = Path(__file__).with_name("quantization.json")
 
 
 class Int8Weight(NamedTuple):
@@ -106,6 +108,39 @@ def int8_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -
     )
 
 
+FOUR_BITS = "nvfp4"
+"""The format that weight_dtype int4 means."""
+
+
+def becomes_four_bits(part: str, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a weight is packed in 4 bits when its model is loaded at int4: of a Linear layer of
+    the diffusion model, that int8 would take too. The others are as at int8."""
+    matrix = part == "diffusion_model" and len(shape) == 2
+    return matrix and kept_because(part, name, shape) is None
+
+
+def int4_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> int:
+    """Bytes that a part's tensors take at int4; arguments as `int8_bytes`'.
+
+    nvfp4 has half a byte a number, and one byte of scale for each 16 of a row, in blocks of
+    128 rows and 4 scales (cuBLAS's layout of block scales).
+    """
+    rest, packed = [], 0
+    for name, shape, stored in tensors:
+        if becomes_four_bits(part, name, shape):
+            rows, columns = (-(-side // 16) * 16 for side in shape)
+            scales = -(-rows // 128) * 128 * (-(-columns // 64) * 4)
+            packed += rows * columns // 2 + scales + 4
+        else:
+            rest.append((name, shape, stored))
+    return packed + int8_bytes(part, rest)
+
+
+def rules_digest() -> str:
+    """Changes when other weights would become int8, or int4."""
+    return hashlib.sha256(_RULES.read_bytes()).hexdigest()
+
+
 class _Rule(NamedTuple):
     part: str
     pattern: re.Pattern[str]
@@ -120,7 +155,7 @@ class _Rules(NamedTuple):
 
 @functools.cache
 def _rules() -> _Rules:
-    data = json.loads(Path(__file__).with_name("quantization.json").read_text(encoding="utf-8"))
+    data = json.loads(_RULES.read_text(encoding="utf-8"))
     least = data["least_elements"]
     return _Rules(
         least["value"],

@@ -87,7 +87,7 @@ class Resources(NamedTuple):
 
 def read_resources(host: ResourceSource) -> Resources:
     """Every device, RAM, and the attention functions that are there."""
-    ram = _ram(host, ram_limit())
+    ram = read_ram(host)
     return Resources(
         devices=tuple(Device(*row) for row in host.devices()),
         ram_total=ram.total,
@@ -105,10 +105,11 @@ class RamLimit(NamedTuple):
 
 
 _CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUP = Path("/proc/self/cgroup")
 _NO_LIMIT = 1 << 60  # version 1 writes a huge number where there is none
 
 
-def ram_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> RamLimit | None:
+def ram_limit(root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> RamLimit | None:
     """The limit of this process's control group (Docker, systemd, Slurm); None without one.
 
     Files in memory that can be given back do not count as taken. Systems without control groups
@@ -140,11 +141,18 @@ def ram_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> R
     return min(found, key=lambda one: one.free, default=None)
 
 
-def _ram(host: MachineSource, limit: RamLimit | None) -> RamLimit:
-    own = RamLimit(host.total_ram(), host.free_ram())
+def read_ram(host: MachineSource, root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> RamLimit:
+    """RAM that this process may take at all, and can have now: the machine's, or a container's
+    limit where that is less.
+
+    Args:
+        root, own: as `ram_limit`'s.
+    """
+    limit = ram_limit(root, own)
+    own_ram = RamLimit(host.total_ram(), host.free_ram())
     if limit is None:
-        return own
-    return RamLimit(min(own.total, limit.total), min(own.free, limit.free))
+        return own_ram
+    return RamLimit(min(own_ram.total, limit.total), min(own_ram.free, limit.free))
 
 
 def _number(path: Path) -> int | None:
@@ -186,7 +194,7 @@ def read_machine(host: MachineSource) -> Machine:
         device_name=host.device_name,
         device_kind=host.device_kind,
         total_vram=host.total_vram(),
-        total_ram=_ram(host, ram_limit()).total,
+        total_ram=read_ram(host).total,
         dynamic_vram=host.dynamic_vram(),
         vram_state=host.vram_state(),
     )
@@ -194,7 +202,7 @@ def read_machine(host: MachineSource) -> Machine:
 
 def read_free(host: MachineSource, *, evictable: int = 0) -> FreeMemory:
     """What is free now; VRAM with `evictable` bytes of weights that can be put back into RAM."""
-    return FreeMemory(vram=host.free_vram() + evictable, ram=_ram(host, ram_limit()).free)
+    return FreeMemory(vram=host.free_vram() + evictable, ram=read_ram(host).free)
 
 
 def human_bytes(count: int) -> str:

@@ -38,11 +38,6 @@ def plan_memory(
     if strategy not in _STRATEGIES:
         known = ", ".join(_STRATEGIES)
         raise SettingError(f"There is no memory strategy {strategy!r}. Use one of {known}.")
-    if weight_dtype == "int4":
-        raise SettingError(
-            "weight_dtype int4 cannot be made here: ComfyUI loads weights of 4 bits only from "
-            "files that hold them. Choose such a file with weight_dtype auto, or use int8."
-        )
     if weight_dtype not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise SettingError(f"There is no weight_dtype {weight_dtype!r}. Use one of {known}.")

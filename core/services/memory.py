@@ -22,12 +22,14 @@ from ..memory import (
     pool_report,
     read_free,
     read_machine,
+    read_ram,
     read_resources,
     read_settings,
     report,
     report_resources,
     write_settings,
 )
+from ..memory.kept import KeptWeights
 from ..memory.recovery import Setup
 from ..memory.remembered import LOADING, Fallback, forget, recall, remember
 from ..memory.residency import ModelKey, file_stamp
@@ -90,10 +92,18 @@ class Memory:
                 machine = host.HostMachine()
                 self._pool = ModelPool(
                     read_settings(_pool_settings()),
-                    total_ram=machine.total_ram(),
-                    free_ram=machine.free_ram,
+                    total_ram=read_ram(machine).total,
+                    free_ram=lambda: read_ram(machine).free,
                 )
             return self._pool
+
+    @property
+    def kept_weights(self) -> KeptWeights:
+        """Weights at int8 and int4 that stay on disk, where the settings allow that."""
+        return KeptWeights(host.user_directory() / "quantized", self._disk_limit)
+
+    def _disk_limit(self) -> int:
+        return round(self.pool.state().settings.quantized_disk_gb * 1024**3)
 
     def state(self) -> tuple[PoolState, list[host.Residency]]:
         """What the model pool holds, and what ComfyUI has loaded for computing."""
@@ -105,6 +115,7 @@ class Memory:
             settings = made_settings(given, self.pool.state().settings)
             write_settings(_pool_settings(), settings)
             self.pool.change(settings)
+        self.kept_weights.trim(self._disk_limit())
 
     def unload(self, ids: Sequence[str] | None = None) -> bool:
         """Take models out of the pool, all of them with None; whether it is done already.

@@ -192,6 +192,7 @@ class Models:
                     self._data.catalog,
                     plan,
                     pool=self._memory.pool,
+                    kept_weights=self._memory.kept_weights,
                     free=self._memory.free_memory,
                     show=_show_allocation,
                     short=short,

@@ -21,7 +21,7 @@ from ..memory.conceding import (
 )
 from ..memory.recovery import Means, Setup, Stage, cheaper_than, next_step
 from ..memory.remembered import Fallback
-from ..plan import Concessions, GenerationPlan, Notice
+from ..plan import Concessions, GenerationPlan, MemoryPlan, Notice
 from ..tuning import model_key
 from .files import Files
 from .memory import Memory, own_plan
@@ -53,7 +53,7 @@ class Running:
         free = self._memory_for_running()
         asked = setup_of(plan)
         found = self._memory.recall(key, configuration, free)
-        plan, setup, notices = self._as_it_worked(plan, asked, found)
+        plan, setup, notices = self._as_it_worked(plan, asked, given, found)
         if setup.int8 and not asked.int8:
             swapped = self._at_int8(plan, given)
             if swapped is None:
@@ -72,7 +72,7 @@ class Running:
                 problem = first_line(error)
             # Not in the handler: the error's frames hold what was being computed.
             room = self._memory.give_way() > 0 and not made_room
-            means = self._means(plan, asked, room=room)
+            means = self._means(plan, asked, given, room=room)
             means = means._replace(int8=means.int8 and not no_int8)
             stage = done.stage
             log.warning("Intelligent Generation: out of memory (%s): %s", stage, problem)
@@ -89,32 +89,39 @@ class Running:
                 raise self._nothing_left(plan, stage, problem, notices, free)
             setup, made_room, fell_short = step.setup, made_room or room, True
             notices = (*notices, conceded(stage, step))
-            plan = with_setup(plan, setup, own_plan)
+            plan = with_setup(plan, setup, lambda: _policy(given))
         if sampled.tiled_decode and not setup.tiled_decode:
             setup, fell_short = setup._replace(tiled_decode=True), True
-            plan = with_setup(plan, setup, own_plan)
+            plan = with_setup(plan, setup, lambda: _policy(given))
             notices = (*notices, tiled_by_comfyui())
         if fell_short and setup != asked:
             self._memory.remember(key, configuration, setup, free)
         return plan, sampled, notices
 
     def _as_it_worked(
-        self, plan: GenerationPlan, asked: Setup, found: Fallback | None
+        self,
+        plan: GenerationPlan,
+        asked: Setup,
+        given: host.LoadedModel,
+        found: Fallback | None,
     ) -> tuple[GenerationPlan, Setup, tuple[Notice, ...]]:
         """The plan with what was given up for it before."""
         if found is None or plan.concessions != Concessions():
             return plan, asked, ()
-        setup = as_it_worked(asked, found.setup, self._means(plan, asked, room=False))
+        setup = as_it_worked(asked, found.setup, self._means(plan, asked, given, room=False))
         if setup == asked:
             return plan, asked, ()
-        return with_setup(plan, setup, own_plan), setup, (ran_out_before(found.at),)
+        plan = with_setup(plan, setup, lambda: _policy(given))
+        return plan, setup, (ran_out_before(found.at),)
 
     def _memory_for_running(self) -> int:
         """What can be had on the device that samples."""
         free = self._memory.free_memory()
         return free.vram if host.HostMachine().device_kind in OWN_MEMORY else free.ram
 
-    def _means(self, plan: GenerationPlan, asked: Setup, *, room: bool) -> Means:
+    def _means(
+        self, plan: GenerationPlan, asked: Setup, given: host.LoadedModel, *, room: bool
+    ) -> Means:
         sampling = plan.sampling
         sizes = [(sampling.width, sampling.height)]
         if sampling.second_pass is not None:
@@ -123,8 +130,10 @@ class Running:
         own_memory = host.HostMachine().device_kind in OWN_MEMORY
         return Means(
             room=room,
-            # A strategy that the user named stays.
-            cheaper=cheaper_than(now) if own_memory and asked.strategy == "AUTO" else (),
+            # A strategy that the user named stays, here or where the model was loaded.
+            cheaper=cheaper_than(now)
+            if own_memory and asked.strategy == "AUTO" and not _keep_to_strategy(given)
+            else (),
             # ComfyUI's cache keeps the model as it was: at int8 there is less on the device, and
             # where that is the processor, more in all.
             int8=own_memory and can_be_int8(plan),
@@ -149,10 +158,16 @@ class Running:
             log.warning("Intelligent Generation: int8 was not possible: %s", error)
             return None
         same = text is not None and text.files == part.files
-        clip = loaded.clip if same else given.clip
-        info = describe_model(loaded.model, clip, given.vae)
+        model, clip = loaded.model, loaded.clip if same else given.clip
+        # A memory plan that only the loader has is known by what it loaded.
+        if (rule := host.rule_of(given.model)) is not None:
+            model = host.model_with_rule(model, rule)
+        if same and clip is not None and given.clip is not None:
+            rule = host.rule_of(given.clip.patcher)
+            clip = clip if rule is None else host.clip_with_rule(clip, rule)
+        info = describe_model(model, clip, given.vae)
         info = info.model_copy(update={"notices": plan.model.notices})
-        return loaded.model, clip, plan.model_copy(update={"model": info})
+        return model, clip, plan.model_copy(update={"model": info})
 
     def _nothing_left(
         self,
@@ -173,3 +188,20 @@ class Running:
             f"Out of memory at the stage {stage}: {problem}. {tried} Nothing else is left to try. "
             f"{advice}".replace("  ", " ")
         )
+
+
+def _rules(given: host.LoadedModel) -> list[host.MemoryRule]:
+    """The rules that what is wired carries from where it was loaded."""
+    patchers = [given.model, *(part and part.patcher for part in (given.clip, given.vae))]
+    rules = [host.rule_of(patcher) for patcher in patchers if patcher is not None]
+    return [rule for rule in rules if rule is not None]
+
+
+def _keep_to_strategy(given: host.LoadedModel) -> bool:
+    return any(rule != host.MemoryRule(cap=rule.cap) for rule in _rules(given))
+
+
+def _policy(given: host.LoadedModel) -> MemoryPlan:
+    """This machine's plan, with the limit that what is wired keeps to."""
+    caps = [rule.cap for rule in _rules(given) if rule.cap is not None]
+    return own_plan().model_copy(update={"max_vram_bytes": min(caps, default=None)})

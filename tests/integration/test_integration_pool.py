@@ -127,7 +127,7 @@ def test_the_pool_is_read_set_and_emptied_over_http(pool, images, client: Client
 
     try:
         answer = client.request("PUT", MEMORY, {"budget_gb": 0, "policy": "size"}).json()["pool"]
-        assert answer["settings"] == {"budget_gb": 0.0, "policy": "size"}
+        assert answer["settings"] == {"budget_gb": 0.0, "policy": "size", "quantized_disk_gb": 0.0}
         assert answer["budget_reason"] == "set by you"
         images(A, seed=2)  # no room: the other goes, A is used and not kept
         assert pool()["models"] == []

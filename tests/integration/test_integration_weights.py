@@ -88,7 +88,7 @@ def test_a_data_type_that_does_not_exist_is_refused(
     client: Client, auto_graph: Callable[..., Prompt]
 ) -> None:
     with pytest.raises(Exception, match="weight_dtype"):
-        client.run(in_dtype(auto_graph(TEXT), "int4"))
+        client.run(in_dtype(auto_graph(TEXT), "int2"))
 
 
 def test_a_file_that_is_quantized_already_says_so(

@@ -28,9 +28,16 @@ MODELS = {"sd15": (0.86, 0.12), "sdxl": (2.57, 0.82), "flux": (11.9, 4.9), "qwen
 def parts(name: str) -> tuple[PartSize, ...]:
     diffusion, text = (int(billions * 1e9) for billions in MODELS[name])
     return (
-        PartSize("diffusion_model", "float16", 2 * diffusion, 4 * diffusion, int(1.01 * diffusion)),
-        PartSize("text_encoder", "float16", 2 * text, 2 * text, int(1.05 * text)),
-        PartSize("vae", "float16", 170_000_000, 170_000_000, 170_000_000),
+        PartSize(
+            "diffusion_model",
+            "float16",
+            2 * diffusion,
+            4 * diffusion,
+            int(1.01 * diffusion),
+            int(0.6 * diffusion),
+        ),
+        PartSize("text_encoder", "float16", 2 * text, 2 * text, int(1.05 * text), int(1.05 * text)),
+        PartSize("vae", "float16", *[170_000_000] * 4),
     )
 
 
@@ -178,7 +185,7 @@ def test_the_parts_of_a_checkpoint_are_told_apart_and_files_of_their_own_take_th
     assert sizes["diffusion_model"].bytes == 2 * (convolution + embedding) + 4000
     assert sizes["diffusion_model"].int8_bytes == convolution + 4 * 320 + 2 * embedding + 4000
     assert sizes["text_encoder"].int8_bytes == 512 * 512 + 4 * 512
-    assert sizes["vae"] == PartSize("vae", "float32", 400, 400, 400)
+    assert sizes["vae"] == PartSize("vae", "float32", 400, 400, 400, 400)
 
     one, two = (tensors(**{"b.weight": ("F16", (size, size))}) for size in (300, 400))
     headers = [(None, checkpoint), ("text_encoder", one), ("text_encoder", two)]
@@ -276,3 +283,30 @@ def test_weights_that_stay_in_the_file_stay_as_they_are():
     with pytest.raises(SettingError, match=r"DISK_OFFLOAD cannot use a model: .* quantized"):
         chosen("sdxl", 8, strategy="DISK_OFFLOAD", quantized=True)
     assert chosen("sdxl", 4, strategy="DISK_OFFLOAD").dtype is None
+
+
+def test_int4_is_comfyuis_format_for_the_diffusion_model_and_int8_for_text():
+    made = chosen("flux", 12, weight_dtype="int4", supported=(*ALL, "int4"))
+    assert [(row.role, row.dtype) for row in made.rows] == [
+        ("diffusion_model", "nvfp4"),
+        ("text_encoder", "int8"),
+        ("vae", "float16"),
+    ]
+    assert made.rows[0].bytes == parts("flux")[0].int4_bytes
+    with pytest.raises(SettingError, match="needs a ComfyUI with the 4-bit format nvfp4"):
+        chosen("flux", 12, weight_dtype="int4")
+    with pytest.raises(SettingError, match="quantized already"):
+        chosen("flux", 12, weight_dtype="int4", supported=(*ALL, "int4"), quantized=True)
+
+
+def test_sizes_at_int4_are_told_from_shapes_alone():
+    header = tensors(
+        **{
+            "blocks.0.a.weight": ("F16", (512, 512)),
+            "blocks.0.conv.weight": ("F16", (512, 512, 3, 3)),
+            "blocks.0.a.bias": ("F16", (512,)),
+        }
+    )
+    (part,) = part_sizes([("diffusion_model", header)])
+    matrix = 512 * 512 // 2 + 512 * 32 + 4
+    assert part.int4_bytes == matrix + 512 * 512 * 9 + 4 * 512 + 1024

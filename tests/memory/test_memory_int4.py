@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from intelligent_generation.scripts.comfyui import Base
-from intelligent_generation.scripts.sample_library import rows, write_lora
 
 InComfyUI = Callable[..., dict[str, Any]]
 
@@ -68,7 +68,7 @@ report(
     _, parameters, size = found["count"]
     _, all_parameters, full = found["full"]
     assert parameters == all_parameters
-    assert size < 0.45 * parameters * 2, "of fp16"
+    assert size < 0.48 * parameters * 2, "of fp16, and most of it are convolutions at int8"
     dtype, parameters, size = found["linear"]
     assert dtype == "nvfp4"
     assert size < 0.29 * parameters * 2, "4 bits and a scale of 8 for each 16"
@@ -95,24 +95,99 @@ report(format=host.four_bit_format(), equal={key: bool(torch.equal(
     assert found["zeros"] == 1
 
 
-def test_a_lora_on_4_bits_comes_and_goes_without_a_trace(in_comfyui: InComfyUI, model_base: Base):
-    (row,) = (row for row in rows() if row["name"] == "xl/storybook_watercolor_xl")
-    folder = model_base.models("loras")
-    lora = write_lora(row, folder).relative_to(folder).as_posix()
+def test_patches_on_4_bits_come_and_go_without_a_trace(in_comfyui: InComfyUI):
     found = in_comfyui(
         LOAD
         + """
 small = load()
 plain = predict(small)
-patched = host.apply_lora(small, None, ARGUMENTS[0], 1.0, 0.0).model
+key = "diffusion_model.input_blocks.2.1.transformer_blocks.0.attn1.to_q.weight"
+shape = host.comfy.utils.get_attr(small.model, key).shape
+patched = small.clone()
+added = patched.add_patches({key: ("diff", (0.3 * torch.ones(shape),))}, 1.0)
 changed = difference(predict(patched), plain)
 again = predict(small)
-report(format=host.four_bit_format(), patches=len(patched.patches), changed=changed,
+report(format=host.four_bit_format(), added=len(added), changed=changed,
        restored=bool(torch.equal(again, plain)))
-""",
-        lora,
+"""
     )
     has(found)
-    assert found["patches"] > 0
+    assert found["added"] == 1
     assert found["changed"] > 0
     assert found["restored"]
+
+
+FILE = """
+from safetensors.torch import save_file
+from intelligent_generation.core.errors import ModelFileError, SettingError
+from intelligent_generation.core.memory.formats import layer_formats
+from intelligent_generation.core.services import Services
+
+torch.set_grad_enabled(False)
+work = Services("sqlite:///" + ARGUMENTS[0])
+folder = host.model_folders("diffusion_models")[0]
+source = stream(path("diffusion_models", "small-sd3.safetensors")).tensors
+made = {name: tensor.clone() for name, tensor in source.items()}
+mark = torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)
+for name in source:
+    part = name.removeprefix("model.diffusion_model.").split(".")[0]
+    matrix = name.endswith(".weight") and made[name].ndim == 2
+    if matrix and part == "joint_blocks":
+        packed = ({"weight": made[name], "weight_scale_2": torch.ones(())}
+                  if host.four_bit_format() is None else host.pack_four_bits(made[name]))
+        layer = name.removesuffix("weight")
+        made |= {layer + key: tensor for key, tensor in packed.items()} | {
+            layer + "comfy_quant": mark.clone()}
+save_file(made, folder / "sd3-nvfp4.safetensors")
+
+def load(model, weight_dtype="auto"):
+    plan, _ = work.memory.plan_memory("AUTO", weight_dtype)
+    try:
+        return work.models.load_model(work.models.choose_model(model=model), plan)
+    except (ModelFileError, SettingError) as error:
+        return str(error)
+host.folder_paths.filename_list_cache.clear()
+loaded = load("diffusion_models/sd3-nvfp4.safetensors")
+made_here = load("diffusion_models/small-sdxl-unet.safetensors", "int4")
+if isinstance(loaded, str):
+    report(format=host.four_bit_format(), loaded=loaded, made=made_here)
+    sys.exit()
+"""
+
+
+def test_a_file_at_4_bits_is_loaded_as_it_is_and_refused_before_loading_where_it_cannot_be(
+    in_comfyui: InComfyUI, model_base: Base, tmp_path: Path
+):
+    try:
+        found = in_comfyui(
+            FILE
+            + """
+block = host.diffusion_module(loaded.model).joint_blocks[0].x_block.mlp.fc1
+full = stream(path("diffusion_models", "small-sd3.safetensors")).tensors
+(name,) = (one for one in full if one.endswith("joint_blocks.0.x_block.mlp.fc1.weight"))
+whole = full[name].float()
+report(
+    format=host.four_bit_format(), info=loaded.info.weight_dtype,
+    kept=type(block.weight.data).__name__, dtype=host.count_weights(block)[0],
+    error=float((block.weight.dequantize().float() - whole).norm() / whole.norm()),
+    again=load("diffusion_models/sd3-nvfp4.safetensors", "int4"),
+    made=made_here.info.weight_dtype, made_report=made_here.report,
+)
+""",
+            str(tmp_path / "memory.db"),
+        )
+    finally:
+        (model_base.models("diffusion_models") / "sd3-nvfp4.safetensors").unlink(missing_ok=True)
+    if found["format"] is None:
+        told = found["loaded"]
+        assert "sd3-nvfp4.safetensors holds weights in the format nvfp4 (4 bits)" in told
+        assert "ComfyUI 0.8 or newer does" in told
+        assert "weight_dtype int4 cannot be made here" in found["made"]
+        return
+    assert found["info"] == "auto"
+    assert found["kept"] == "QuantizedTensor"
+    assert 0 < found["error"] < 0.2
+    assert found["dtype"] == "nvfp4"
+    assert "quantized already" in found["again"]
+    assert found["made"] == "int4"
+    assert "int8" in found["made_report"] or "nvfp4" in found["made_report"]

@@ -316,6 +316,7 @@ def test_auto_loads_at_int8_only_when_ram_is_short_and_says_so(
 from intelligent_generation.core.memory import (
     FreeMemory, Machine, ModelChoice, ModelPool, PoolSettings, load_model, plan_memory
 )
+from intelligent_generation.core.memory.kept import KeptWeights
 from intelligent_generation.core.plan import FileRef
 
 class OneFile:
@@ -328,7 +329,7 @@ model = load_model(
     ModelChoice(FileRef(folder="checkpoints", name="small-sd15.safetensors")), OneFile(),
     plan_memory(Machine("cpu", "cpu", 16 * 2**30, 16 * 2**30, False, "DISABLED")),
     pool=ModelPool(PoolSettings(), total_ram=2**34, free_ram=lambda: 2**33),
-    free=lambda: free, show=shown.append,
+    kept_weights=KeptWeights(Path("unused"), lambda: 0), free=lambda: free, show=shown.append,
 )
 report(
     weight_dtype=model.info.weight_dtype, dtype=model.info.part("diffusion_model").dtype,

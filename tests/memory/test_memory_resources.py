@@ -12,9 +12,12 @@ from intelligent_generation.core.memory import (
     ram_limit,
     read_free,
     read_machine,
+    read_ram,
     read_resources,
     report_resources,
 )
+from intelligent_generation.core.memory.pool import PoolSettings
+from intelligent_generation.core.memory.residency import ModelKey, ModelPool
 
 
 class Host:
@@ -117,6 +120,36 @@ def test_a_container_has_what_its_group_or_one_above_leaves_it(tmp_path: Path):
     assert ram_limit(root, own) == (8000, 5000), "file pages can be given back"
     group(root / "user.slice/app.scope", memory_max="1000\n", memory_current="1200\n")
     assert ram_limit(root, own) == (1000, 0)
+
+
+def test_the_pool_keeps_to_a_containers_memory(tmp_path: Path):
+    own = tmp_path / "own"
+    own.write_text("0::/\n", encoding="utf-8")
+    group(tmp_path / "cgroup", memory_max="16000\n", memory_current="4000\n")
+    folder, host = tmp_path / "cgroup", Host()
+    assert read_ram(host, tmp_path / "none", own) == (32_000, 20_000), "the machine's own"
+    assert read_ram(host, folder, own) == (16_000, 12_000)
+    pool = ModelPool(
+        PoolSettings(),
+        total_ram=read_ram(host, folder, own).total,
+        free_ram=lambda: read_ram(host, folder, own).free,
+    )
+    assert pool.state().limits[:2] == (8_000, 2_000), "half of it, and an eighth stays free"
+
+    class Kept:
+        bytes, in_use, gone = 3_000, False, False
+
+        def lend(self) -> object:
+            return object()
+
+        def let_go(self) -> None:
+            self.gone = True
+
+    kept = Kept()
+    assert pool.add(ModelKey((), ("checkpoints",)), kept)
+    group(folder, memory_current="15000\n")  # something else in the container took RAM
+    pool.settle()
+    assert kept.gone
 
 
 def test_the_older_kind_of_group_and_none_at_all(tmp_path: Path):

@@ -191,6 +191,36 @@ report(
     assert found["same"] == 0
 
 
+def test_int8_after_running_out_keeps_to_the_plan_that_only_the_loader_has(
+    in_comfyui: InComfyUI, database: str
+):
+    found = in_comfyui(
+        LIMITED
+        + """
+host.HostMachine.device_kind = property(lambda self: "cuda")  # all the rest stays a processor's
+plan, _ = work.memory.plan_memory("SEQUENTIAL", "auto", 3.0)
+asked = request(work.models.load_model(choice, plan), 64, 64)
+real, rules = host.sample, []
+def full_precision_runs_out(model, *arguments, **options):
+    rules.append([host.rule_of(model)._asdict(), host.count_weights(model.model)[0]])
+    if rules[-1][1] != "int8":
+        raise MemoryError("cannot allocate memory")
+    return real(model, *arguments, **options)
+host.sample = full_precision_runs_out
+made = work.generating.generate(asked)
+report(rules=rules, codes=codes(made.generation), memory=made.generation.plan.memory)
+""",
+        database,
+    )
+    assert found["memory"] is None, "the sampler has no plan"
+    assert "out_of_memory_placement" not in found["codes"], "the strategy was named"
+    assert "out_of_memory_int8" in found["codes"]
+    (before, full), *_, (after, small) = found["rules"]
+    assert full != "int8" == small
+    assert before == after
+    assert (after["alone"], after["cap"]) == (True, 3 * 2**30)
+
+
 def test_when_nothing_is_left_the_error_says_what_was_tried_and_the_next_load_is_at_int8(
     in_comfyui: InComfyUI, database: str
 ):

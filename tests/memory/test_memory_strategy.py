@@ -87,12 +87,7 @@ def test_a_limit_that_is_no_size_is_refused(gigabytes: float):
         plan_memory(card(12), max_vram_gb=gigabytes)
 
 
-def test_int4_is_refused_with_what_to_do():
-    with pytest.raises(SettingError, match="int4 cannot be made here"):
-        plan_memory(card(12), weight_dtype="int4")
-
-
-@pytest.mark.parametrize("weight_dtype", ["auto", "fp16", "bf16", "fp8", "int8"])
+@pytest.mark.parametrize("weight_dtype", ["auto", "fp16", "bf16", "fp8", "int8", "int4"])
 def test_a_data_type_is_part_of_the_plan_and_explained(weight_dtype: str):
     plan = plan_memory(card(12), weight_dtype=weight_dtype)
     assert plan.weight_dtype == weight_dtype
