@@ -85,26 +85,32 @@ def test_a_page_with_the_nodes_has_the_embedding_model_opened_once(page) -> None
     assert sum("/catalog/meaning" in url for url in asked) == 1
 
 
-def test_run_shows_the_explanation_on_the_node(page, comfyui: ComfyUI) -> None:
+def run_auto(page, prompt: str) -> str:
+    """Run the AUTO workflow on a small image and wait for its explanation."""
     load(page, "auto.json")
     page.evaluate(
-        """() => {
+        """(prompt) => {
             const set = (type, name, value) => {
                 const node = window.app.graph.nodes.find(n => n.type === type);
                 node.widgets.find(w => w.name === name).value = value;
             };
             set("HubModelLoader", "model", "checkpoints/small-sd15.safetensors");
-            set("PromptAnalyzer", "prompt", "a lighthouse seen by a browser, watercolor");
+            set("PromptAnalyzer", "prompt", prompt);
             set("ParameterOptimizer", "width", 64);
             set("ParameterOptimizer", "height", 64);
             set("ParameterOptimizer", "steps", 2);
             window.app.queuePrompt(0);
-        }"""
+        }""",
+        prompt,
     )
     shown = """() => window.app.graph.nodes.find(n => n.type === "IntelligentSampler")
         .widgets.find(w => w.name === "explanation")?.value"""
     page.wait_for_function(shown, timeout=120_000)
-    text = page.evaluate(shown)
+    return page.evaluate(shown)
+
+
+def test_run_shows_the_explanation_on_the_node(page) -> None:
+    text = run_auto(page, "a lighthouse seen by a browser, watercolor")
     assert text.startswith("AUTO: small-sd15.safetensors (sd15)")
     assert "LoRA Watercolor Wash" in text
     # What is shown is neither saved with the workflow nor sent with the prompt.
@@ -115,6 +121,21 @@ def test_run_shows_the_explanation_on_the_node(page, comfyui: ComfyUI) -> None:
         "async () => JSON.stringify((await window.app.graphToPrompt()).output)"
     )
     assert page.problems == []
+
+
+def test_nodes_2_show_the_explanation_and_no_preview_beside_the_image(page) -> None:
+    setting = "(on) => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)"
+    page.evaluate(setting, True)
+    try:
+        text = run_auto(page, "a lighthouse seen in nodes 2.0, watercolor")
+        area = page.locator("[data-node-id] textarea[aria-label=explanation]")
+        area.first.wait_for()
+        assert text in [one.input_value() for one in area.all()]
+        image = page.locator("[data-node-id] img")
+        image.first.wait_for()
+        assert not any("blob:" in one.get_attribute("src") for one in image.all())
+    finally:
+        page.evaluate(setting, False)
 
 
 def test_help_pages_and_templates_are_served(page, comfyui: ComfyUI) -> None:

@@ -15,6 +15,7 @@ function show(node, text) {
     // Sized by the canvas in the classic design; in Nodes 2.0 by these.
     Object.assign(area.style, { fontSize: "12px", width: "100%", height: "100%", minHeight: "160px" });
     area.setAttribute("aria-label", "explanation");
+    area.placeholder = "After a run: what was done, and why.";
     // A type of our own: a known one would be drawn as a one-line input in Nodes 2.0.
     widget = node.addDOMWidget(WIDGET, "intelligent_generation.explanation", area, {
       getValue: () => area.value,
@@ -33,14 +34,22 @@ function show(node, text) {
   widget.value = text;
 }
 
-// The frontend shows a node's live preview before its saved image for as long as it has one.
+// The frontend shows a node's live preview before its saved image, or below it, for as long as it
+// has one. Nodes 2.0 looks at the store's copy.
 function dropPreview(node) {
   const key = node.graph?.isRootGraph === false ? `${node.graph.id}:${node.id}` : `${node.id}`;
+  const vue = document.querySelector("#vue-app")?.__vue_app__;
+  const store = vue?.config?.globalProperties?.$pinia?._s?.get("nodeOutput");
+  if (store?.nodePreviewImages) delete store.nodePreviewImages[key];
   if (app.nodePreviewImages) delete app.nodePreviewImages[key];
 }
 
 app.registerExtension({
   name: "intelligent_generation.explanation",
+  nodeCreated(node) {
+    // Nodes 2.0 does not draw a widget that is added beside an image.
+    if (NODES.has(node.comfyClass)) show(node, "");
+  },
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!NODES.has(nodeData.name)) return;
     const onExecuted = nodeType.prototype.onExecuted;
