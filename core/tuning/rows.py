@@ -1,9 +1,9 @@
 """Which figures a family, its variant and an accelerating LoRA call for.
 
-sampling.json holds what the makers of each model say; published.json what everybody else
-publishes for it (templates, examples, presets, pipelines), as figures with their number of
-sources. Where others publish a figure, the one that most sources agree on is taken, the maker's
-among them.
+sampling.json holds what the makers of each model say, for some tasks apart; published.json what
+everybody else publishes for it (templates, examples, presets, pipelines), as figures with their
+number of sources. Where others publish a figure, the one that most sources agree on is taken, the
+maker's among them.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def published_in(data: Mapping[str, Any]) -> Published:
     """The figures of a file such as published.json."""
     found: dict[Key, dict[Task, Mapping[str, Votes]]] = {}
     for row in data["rows"]:
-        tasks = found.setdefault((row["family"], row.get("variant")), {})
+        tasks = found.setdefault(_key(row), {})
         tasks[row["task"]] = {
             field: tuple((value, votes) for value, votes in row[field])
             for field in PUBLISHED
@@ -135,7 +135,7 @@ def resolve(
     """The row for a model, and what the person should know about it.
 
     Laid over one another, later ones winning: the families it descends from, the family, the
-    model's variant, the first accelerator. A family that publishes nothing for a variant takes
+    model's variant, the first accelerator; each with what it says of this task. A family that publishes nothing for a variant takes
     it from the family it descends from, then from the general rows.
 
     Args:
@@ -188,19 +188,22 @@ def resolve(
     others: Mapping[str, Votes] = {}
     found_task = task
     for layer, by_lora in layers:
+        for_task = layer.tasks.get(task, {})
         # A LoRA changes how to sample, not the size that the checkpoint was trained at.
         choices |= {
             field: choice._replace(by_lora=by_lora)
-            for field, choice in layer.choices.items()
+            for field, choice in {**layer.choices, **for_task}.items()
             if not (by_lora and field == "sizes")
         }
         facts |= layer.facts
         found_task = _published_task(layer, task)
         others = layer.published.get(found_task, {})
+        # What is published for another task does not change what the row says of this one.
+        said = for_task if found_task != task else {}
         choices |= {
             field: choice._replace(by_lora=by_lora)
             for field, choice in _agreed(choices, others, found_task).items()
-            if field != "guidance" or "guidance" in facts["takes"]
+            if field not in said and (field != "guidance" or "guidance" in facts["takes"])
         }
     if fast:
         choices |= _trained_steps(loras[fast[0]], by_lora=True)
@@ -251,6 +254,8 @@ class _Layer(NamedTuple):
     """None: as the row that it is laid over."""
     confidence: float
     published: Mapping[Task, Mapping[str, Votes]]
+    tasks: Mapping[Task, Mapping[str, Choice]] = {}
+    """What the rows of single tasks say; they are laid over `choices`."""
 
 
 @functools.cache
@@ -271,22 +276,33 @@ def read(published: Published) -> Table:
     def choice(value: Any, source: str) -> Choice:
         return tables[value] if isinstance(value, str) else _choice(value, source)
 
+    def choices_of(row: Mapping[str, Any]) -> dict[str, Choice]:
+        return {
+            k: choice(row[k], row["source"])._replace(general=row["family"] == ANY)
+            for k in FIELDS
+            if k in row
+        }
+
     def layer(row: Mapping[str, Any]) -> _Layer:
         return _Layer(
             family=row["family"],
             like=row.get("like"),
-            choices={
-                k: choice(row[k], row["source"])._replace(general=row["family"] == ANY)
-                for k in FIELDS
-                if k in row
-            },
+            choices=choices_of(row),
             facts={k: row[k] for k in ("title", "multiple", "takes", "sigmas") if k in row},
             distilled=row.get("distilled"),
             confidence=row["confidence"],
-            published=published.get((row["family"], row.get("variant")), {}),
+            published=published.get(_key(row), {}),
+            tasks=tasks.get(_key(row), {}),
         )
 
-    return Table({(row["family"], row.get("variant")): layer(row) for row in data["rows"]})
+    tasks: dict[Key, dict[Task, Mapping[str, Choice]]] = {}
+    for row in data["tasks"]:
+        tasks.setdefault(_key(row), {})[row["task"]] = choices_of(row)
+    return Table({_key(row): layer(row) for row in data["rows"]})
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["family"], row.get("variant")
 
 
 def _choice(value: Any, source: str) -> Choice:

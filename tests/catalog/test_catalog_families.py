@@ -27,6 +27,7 @@ IDS = {
     *("auraflow", "pony-v7", "pixart", "kolors", "cascade", "hunyuan-dit", "hunyuan-image"),
     *("cosmos-predict2", "anima", "krea2", "ernie-image", "longcat-image", "ovis-image"),
     *("kandinsky5", "omnigen2", "ideogram4", "boogu", "lens", "mage-flow", "wan", "ltxv"),
+    *("fibo2", "moss-image", "pixeldit", "joyimage"),
     "unknown",
 }
 
@@ -117,6 +118,28 @@ CHECKPOINTS = {
         "txt_norm.weight": (2880,),
     },
     "mage-flow": {**QWEN, "txt_norm.weight": (2560,), "proj_out.weight": (128, 3072)},
+    # In the names of diffusers and of its maker; those of ComfyUI, which loads both, are not public.
+    "fibo2": {
+        "perceiver.latent_queries": (128, 3072),
+        "perceiver.norm_out.weight": (3072,),
+        "noise_refiner.0.attention.to_q.weight": (3072, 3072),
+        "layers.0.cross_attn_gate": (1,),
+    },
+    "moss-image": {
+        "video_embedder.weight": (3072, 128),
+        "shared_block_modulation.weight": (18432, 3072),
+        "layers.0.proj.q.weight": (3072, 3072),
+        "final_linear_video.weight": (128, 3072),
+    },
+    "pixeldit": {
+        "core.pixel_embedder.proj.weight": (16, 3),
+        "core.patch_blocks.0.attn.qkv_x.weight": (4608, 1536),
+    },
+    "joyimage": {
+        "img_in.weight": (3072, 16, 1, 2, 2),
+        "condition_embedder.time_proj.weight": (18432, 3072),
+        "double_blocks.0.attn.img_attn_qkv.weight": (9216, 3072),
+    },
 }
 
 
@@ -265,10 +288,12 @@ class TestCheckpoint:
             ({**HUNYUAN, "vector_in.in_layer.weight": (3072, 768)}, "HunyuanVideo"),
             ({**KANDINSKY, "visual_embeddings.in_layer.weight": (1792, 64)}, "Kandinsky 5 Video"),
             ({**COSMOS, "x_embedder.proj.1.weight": (2048, 72)}, "Cosmos Predict 2 for video"),
+            ({"lq_proj.latent_proj.0.weight": (512, 16, 3, 3),
+              "core.pixel_embedder.proj.weight": (16, 3)}, "PiD"),
             ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "no family known"),
             ({}, "no family known"),
         ],
-    )
+    )  # fmt: skip
     def test_others_are_unknown_and_it_says_why(self, header_of, tensors, words):
         found = detect_checkpoint(header_of(tensors))
         assert found.family == "unknown"
@@ -368,6 +393,8 @@ class TestCheckpoint:
             ({**FLUX, "distilled_guidance_layer.norms.0.scale": (5120,),
               "nerf_blocks.0.norm.scale": (64,)}, {}, "radiance"),
             ({**QWEN, "time_text_embed.addition_t_embedding.weight": (2, 3072)}, {}, "layered"),
+            ({**LUMINA, "cap_embedder.1.weight": (3840, 2560),
+              "dec_net.cond_embed.weight": (3840, 3840)}, {}, "pixel"),
             ({**FLUX, **FLUX2, "img_in.weight": (3072, 128)},
              {"modelspec.title": "FLUX.2 klein base 4B"}, "base"),
             ({"caption_projection.0.linear.weight": (2560, 4096)},
@@ -426,6 +453,11 @@ class TestName:
             ("animaPencilXL_v500.safetensors", "sdxl", None),
             ("stable_cascade_stage_b.safetensors", "cascade", "stage-b"),
             ("realisticVisionV60B1_v60B1VAE.safetensors", "sd15", None),
+            ("fibo2_edit_turbo_int8_convrot.safetensors", "fibo2", "turbo"),
+            ("OpenMOSS-Team/MOSS-Image-SFT", "moss-image", None),
+            ("pixeldit_1300m_1024px_bf16.safetensors", "pixeldit", None),
+            ("jdopensource/JoyAI-Image-Edit", "joyimage", None),
+            ("briaai/Fibo-lite", "unknown", None),
             ("Freepik/F-Lite", "unknown", None),
             ("mystery_turbo_fp8_scaled.safetensors", "unknown", "turbo"),
             ("pid_flux1_1024_to_4096_4step_bf16.safetensors", "unknown", None),
