@@ -1,15 +1,17 @@
-"""Sampling parameters against what experts publish: predict, fit, loso, lofo, compare, names."""
+"""Sampling parameters against what experts publish: predict, fit, loso, lofo, ceiling, compare,
+names."""
 
 from __future__ import annotations
 
 import argparse
 import collections
 import hashlib
+import itertools
 import json
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -101,26 +103,31 @@ def main(argv: list[str]) -> dict[str, Any]:
     `predict` writes a prediction for each case, made by the code that ParameterOptimizer runs.
     `loso` predicts each source's cases with all figures of that source left out, `lofo` each
     family's with all published figures of that family left out, so that only its makers' rows
-    speak. `fit` writes published.json. `compare` tells where ours differs from official graphs.
-    `names` counts how often the name alone gives the family.
+    speak. `fit` writes published.json. `ceiling` tells for each family how many of its cases one
+    row of figures could get right at best, beside what `loso` reaches. `compare` tells where ours
+    differs from official graphs. `names` counts how often the name alone gives the family.
     """
     parser = argparse.ArgumentParser(prog="parameters", description=main.__doc__)
-    parser.add_argument("action", choices=("predict", "loso", "lofo", "fit", "compare", "names"))
+    parser.add_argument("action", choices=tuple(_ACTIONS))
     parser.add_argument("--cases", nargs="+", type=Path, required=True)
     parser.add_argument("--out", type=Path, help="where to write predictions, figures or the table")
     options = parser.parse_args(argv)
-    if options.action in ("predict", "fit", "compare") and options.out is None:
+    needs_out = {"predict", "fit", "ceiling", "compare"}
+    if options.action in needs_out and options.out is None:
         parser.error(f"{options.action} needs --out")
     cases = [case for path in options.cases for case in _lines(path)]
-    actions: Mapping[str, Callable[[], dict[str, Any]]] = {
-        "predict": lambda: _predict(cases, options.out),
-        "loso": lambda: _left_out(cases, publisher, options.out),
-        "lofo": lambda: _left_out(cases, _family, options.out),
-        "fit": lambda: _fit(cases, options.cases, options.out),
-        "compare": lambda: _compare(cases, options.out),
-        "names": lambda: _names(cases),
-    }
-    return {"action": options.action, **actions[options.action]()}
+    return {"action": options.action, **_ACTIONS[options.action](cases, options)}
+
+
+_ACTIONS: Mapping[str, Callable[[list[Case], argparse.Namespace], dict[str, Any]]] = {
+    "predict": lambda cases, options: _predict(cases, options.out),
+    "loso": lambda cases, options: _left_out(cases, publisher, options.out),
+    "lofo": lambda cases, options: _left_out(cases, _family, options.out),
+    "fit": lambda cases, options: _fit(cases, options.cases, options.out),
+    "ceiling": lambda cases, options: _ceiling(cases, options.out),
+    "compare": lambda cases, options: _compare(cases, options.out),
+    "names": lambda cases, _: _names(cases),
+}
 
 
 def _lines(path: Path) -> list[Case]:
@@ -355,23 +362,34 @@ class Outcome(NamedTuple):
 def outcomes(cases: Sequence[Case], predictions: Iterable[Prediction]) -> list[Outcome]:
     """Each expert case, by field: whether the prediction is within tolerance of its own value, or
     of one that another source publishes for the same family and task."""
-    experts = [case for case in cases if case["kind"] in EXPERTS and _wanted(case)]
     said = {one["id"]: one for one in predictions}
+    found = []
+    for case, right in _right(cases):
+        one = dict(said.get(case["id"], {}))
+        if one.get("width") and one.get("height"):
+            one["pixels"] = one["width"] * one["height"]
+        fields = {
+            field: any(_agrees(field, one.get(field), value) for value in values)
+            for field, values in right.items()
+        }
+        found.append(Outcome(case, fields))
+    return found
+
+
+def _right(cases: Sequence[Case]) -> list[tuple[Case, dict[str, list[Any]]]]:
+    """Each expert case with the values that are right for each of its fields."""
+    experts = [case for case in cases if case["kind"] in EXPERTS and _wanted(case)]
     known: dict[tuple[Any, ...], list[tuple[str, Any]]] = collections.defaultdict(list)
     for case in experts:
         for field, value in _wanted(case).items():
             known[case["family"], case.get("task"), field].append((case["source"], value))
     found = []
     for case in experts:
-        one = dict(said.get(case["id"], {}))
-        if one.get("width") and one.get("height"):
-            one["pixels"] = one["width"] * one["height"]
-        fields = {}
+        right = {}
         for field, value in _wanted(case).items():
             others = known[case["family"], case.get("task"), field]
-            right = [value, *(v for source, v in others if source != case["source"])]
-            fields[field] = any(_agrees(field, one.get(field), v) for v in right)
-        found.append(Outcome(case, fields))
+            right[field] = [value, *(v for source, v in others if source != case["source"])]
+        found.append((case, right))
     return found
 
 
@@ -435,7 +453,7 @@ def score(cases: Sequence[Case], predictions: Iterable[Prediction]) -> dict[str,
     }
 
 
-def _share(rights: Sequence[bool]) -> float:
+def _share(rights: Sequence[float]) -> float:
     return sum(rights) / len(rights)
 
 
@@ -453,13 +471,104 @@ def _left_out(
     cases: Sequence[Case], group: Callable[[Case], str], out: Path | None
 ) -> dict[str, Any]:
     """The score of predictions for each group, made from the figures of all others."""
+    predictions = _predictions_left_out(cases, group)
+    if out is not None:
+        _write_lines(out, predictions)
+    return score(cases, predictions)
+
+
+def _predictions_left_out(cases: Sequence[Case], group: Callable[[Case], str]) -> list[Prediction]:
     predictions = []
     for name in sorted({group(case) for case in cases}):
         table = read(fit(case for case in cases if group(case) != name))
         predictions += [predict(case, table) for case in cases if group(case) == name]
-    if out is not None:
-        _write_lines(out, predictions)
-    return score(cases, predictions)
+    return predictions
+
+
+# --------------------------------------------------------------------------- ceiling
+
+
+def ceiling(rights: Sequence[Mapping[str, Sequence[Any]]]) -> int:
+    """How many cases one row, the same figures for all of them, gets right at best.
+
+    Args:
+        rights: of each case, the values that are right for each of its fields.
+    """
+    every = (1 << len(rights)) - 1
+    best = [every]
+    for field in sorted({field for right in rights for field in right}):
+        free = sum(1 << place for place, right in enumerate(rights) if field not in right)
+        values = {value for right in rights for value in right.get(field, ())}
+        masks = {
+            free
+            | sum(
+                1 << place
+                for place, right in enumerate(rights)
+                if any(_agrees(field, said, wanted) for wanted in right.get(field, ()))
+            )
+            for said in _candidates(field, values)
+        }
+        best = _largest({one & mask for one in best for mask in masks})
+    return max(one.bit_count() for one in best)
+
+
+def _candidates(field: str, values: Collection[Any]) -> Iterable[Any]:
+    """Values of which at least one is right for any cases that one value is right for."""
+    numbers = sorted(value for value in values if not isinstance(value, str))
+    if not numbers:
+        return values
+    if field == "steps":
+        return range(1, round(numbers[-1]) + 1)
+    # The right ones are intervals: where several meet, an end or a middle between ends lies.
+    shares, distances = ((0.8, 1.25), ()) if field == "pixels" else ((), (-1.0, -0.5, 0.5, 1.0))
+    ends = {number * share for number in numbers for share in shares}
+    ends |= {number + distance for number in numbers for distance in distances}
+    points = sorted({*numbers, *ends})
+    return [*points, *((one + other) / 2 for one, other in itertools.pairwise(points))]
+
+
+def _largest(masks: set[int]) -> list[int]:
+    """Those that are no part of another."""
+    kept: list[int] = []
+    for mask in sorted(masks, key=int.bit_count, reverse=True):
+        if not any(mask & other == mask for other in kept):
+            kept.append(mask)
+    return kept
+
+
+def _ceiling(cases: Sequence[Case], out: Path) -> dict[str, Any]:
+    """A Markdown table, a family a line: cases, right with one source left out, and at best."""
+    rights = _right(cases)
+    found = outcomes(cases, _predictions_left_out(cases, publisher))
+    left_out = {one.case["id"]: one.right for one in found}
+    families: dict[str, list[int]] = {}
+    for family in sorted({case["family"] for case, _ in rights}):
+        own = [(case, right) for case, right in rights if case["family"] == family]
+        tasks: dict[str, list[dict[str, list[Any]]]] = {}
+        for case, right in own:
+            tasks.setdefault(case.get("task") or "t2i", []).append(right)
+        families[family] = [
+            len(own),
+            sum(left_out[case["id"]] for case, _ in own),
+            ceiling([right for _, right in own]),
+            sum(ceiling(some) for some in tasks.values()),
+        ]
+    head = ("family", "cases", "one source left out", "best one row", "best one row a task")
+    lines = [_line(head), _line(["---"] * len(head))]
+    for family, (count, *right) in families.items():
+        lines.append(_line((family, str(count), *(f"{n} ({n / count:.2f})" for n in right))))
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    count = sum(one[0] for one in families.values())
+    names = ("left_out", "one_row", "one_row_a_task")
+    totals = {
+        name: {
+            "right": round(sum(one[place] for one in families.values()) / count, 4),
+            "right_by_family": round(_share([one[place] / one[0] for one in families.values()]), 4),
+            "below_goal": sum(one[place] / one[0] < 0.7 for one in families.values()),
+        }
+        for place, name in enumerate(names, start=1)
+    }
+    return {"cases": count, "families": len(families), **totals}
 
 
 # --------------------------------------------------------------------------- other reports

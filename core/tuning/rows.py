@@ -135,8 +135,9 @@ def resolve(
     """The row for a model, and what the person should know about it.
 
     Laid over one another, later ones winning: the families it descends from, the family, the
-    model's variant, the first accelerator; each with what it says of this task. A family that publishes nothing for a variant takes
-    it from the family it descends from, then from the general rows.
+    model's variant, the first accelerator; each with what it says of this task. A family that
+    publishes nothing for a variant takes it from the family it descends from, then from the
+    general rows.
 
     Args:
         accelerators: variants of LoRAs, with the steps that they were made for where those are

@@ -54,13 +54,31 @@ FLUX = {
     "in_channels": 16, "out_channels": 16, "vec_in_dim": 768, "context_in_dim": 4096,
     "hidden_size": 3072, "mlp_ratio": 4.0, "num_heads": 24, "depth": 2, "depth_single_blocks": 2,
     "axes_dim": [16, 56, 56], "theta": 10000, "patch_size": 2, "qkv_bias": True,
-    "guidance_embed": True,
+    "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+FLUX2 = FLUX | {
+    "in_channels": 128, "out_channels": 128, "vec_in_dim": None, "context_in_dim": 15360,
+    "hidden_size": 6144, "mlp_ratio": 3.0, "num_heads": 48, "axes_dim": [32, 32, 32, 32],
+    "theta": 2000, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3],
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
+}  # fmt: skip
+CHROMA = {name: FLUX[name] for name in FLUX if name != "guidance_embed"} | {
+    "vec_in_dim": None, "in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 3072,
+    "hidden_dim": 5120, "n_layers": 5,
 }  # fmt: skip
 LUMINA_CLASS = (LDM + "lumina.model", "NextDiT")
 LUMINA = {
     "patch_size": 2, "in_channels": 16, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 2,
     "n_heads": 24, "n_kv_heads": 8, "qk_norm": True, "axes_dims": [32, 32, 32],
     "axes_lens": [300, 512, 512],
+}  # fmt: skip
+
+COSMOS = {
+    "max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
+    "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "concat_padding_mask": True,
+    "model_channels": 2048, "num_blocks": 2, "num_heads": 16, "crossattn_emb_channels": 1024,
+    "pos_emb_cls": "rope3d", "pos_emb_learnable": False, "use_adaln_lora": True,
+    "adaln_lora_dim": 256,
 }  # fmt: skip
 
 NETWORKS: list[tuple[str, str | None, tuple[str, str], dict[str, Any]]] = [
@@ -75,11 +93,38 @@ NETWORKS: list[tuple[str, str | None, tuple[str, str], dict[str, Any]]] = [
     ("sd3", None, MMDIT, SD3),
     ("sd35", None, MMDIT, SD3 | {"depth": 38, "qk_norm": "rms"}),
     ("sd35", "medium", MMDIT, SD3 | {"qk_norm": "rms", "x_block_self_attn_layers": [0, 1]}),
+    ("flux2", None, FLUX_CLASS, FLUX2),
     (
-        "chroma", None, (LDM + "chroma.model", "Chroma"),
-        {name: FLUX[name] for name in FLUX if name not in ("vec_in_dim", "guidance_embed")}
-        | {"in_channels": 64, "out_channels": 64, "in_dim": 64, "out_dim": 3072,
-           "hidden_dim": 5120, "n_layers": 5},
+        "flux2-klein", None, FLUX_CLASS,
+        FLUX2 | {"hidden_size": 3072, "num_heads": 24, "context_in_dim": 7680,
+                 "guidance_embed": False},
+    ),
+    ("chroma", None, (LDM + "chroma.model", "Chroma"), CHROMA),
+    (
+        "chroma", "radiance", (LDM + "chroma_radiance.model", "ChromaRadiance"),
+        CHROMA | {"in_channels": 3, "out_channels": 3, "patch_size": 16, "nerf_hidden_size": 64,
+                  "nerf_mlp_ratio": 4, "nerf_depth": 4, "nerf_max_freqs": 8,
+                  "nerf_tile_size": 512, "nerf_final_head_type": "conv",
+                  "nerf_embedder_dtype": None, "use_x0": False,
+                  "use_sequential_txt_ids": False},
+    ),
+    (
+        "longcat-image", None, FLUX_CLASS,
+        FLUX | {"vec_in_dim": None, "context_in_dim": 3584, "guidance_embed": False,
+                "txt_ids_dims": [1, 2]},
+    ),
+    (
+        "ovis-image", None, FLUX_CLASS,
+        FLUX | {"vec_in_dim": None, "context_in_dim": 2048, "guidance_embed": False,
+                "yak_mlp": True, "txt_norm": True, "txt_ids_dims": [1, 2]},
+    ),
+    (
+        "hunyuan-image", None, (LDM + "hunyuan_video.model", "HunyuanVideo"),
+        {"in_channels": 64, "out_channels": 64, "vec_in_dim": None, "context_in_dim": 3584,
+         "hidden_size": 3584, "mlp_ratio": 4.0, "num_heads": 28, "depth": 2,
+         "depth_single_blocks": 2, "axes_dim": [64, 64], "theta": 256, "patch_size": [1, 1],
+         "qkv_bias": True, "guidance_embed": False, "byt5": True, "meanflow": False,
+         "use_cond_type_embedding": False, "vision_in_dim": None, "meanflow_sum": False},
     ),
     (
         "qwen-image", None, (LDM + "qwen_image.model", "QwenImageTransformer2DModel"),
@@ -99,6 +144,17 @@ NETWORKS: list[tuple[str, str | None, tuple[str, str], dict[str, Any]]] = [
         LUMINA | {"dim": 3840, "cap_feat_dim": 2560, "n_heads": 30, "n_kv_heads": 30,
                   "axes_dims": [32, 48, 48], "z_image_modulation": True,
                   "pad_tokens_multiple": 32},
+    ),
+    (
+        "z-image", "pixel", (LDM + "lumina.model", "NextDiTPixelSpace"),
+        LUMINA | {"dim": 3840, "cap_feat_dim": 2560, "n_heads": 30, "n_kv_heads": 30,
+                  "axes_dims": [32, 48, 48], "z_image_modulation": True,
+                  "pad_tokens_multiple": 32, "in_channels": 3, "patch_size": 16,
+                  "decoder_in_channels": 768},
+    ),
+    (
+        "newbie", None, LUMINA_CLASS,
+        LUMINA | {"cap_feat_dim": 2560, "clip_text_dim": 1024},
     ),
     (
         "auraflow", None, (LDM + "aura.mmdit", "MMDiT"),
@@ -122,13 +178,29 @@ NETWORKS: list[tuple[str, str | None, tuple[str, str], dict[str, Any]]] = [
         "cascade", None, (LDM + "cascade.stage_c", "StageC"),
         {"c_cond": 2048, "c_hidden": [2048, 2048], "nhead": [32, 32], "blocks": [[2, 2], [2, 2]]},
     ),
+    ("cosmos-predict2", None, (LDM + "cosmos.predict2", "MiniTrainDIT"), COSMOS),
+    ("anima", None, (LDM + "anima.model", "Anima"), COSMOS),
     (
-        "cosmos-predict2", None, (LDM + "cosmos.predict2", "MiniTrainDIT"),
-        {"max_img_h": 240, "max_img_w": 240, "max_frames": 128, "in_channels": 16,
-         "out_channels": 16, "patch_spatial": 2, "patch_temporal": 1, "concat_padding_mask": True,
-         "model_channels": 2048, "num_blocks": 2, "num_heads": 16, "crossattn_emb_channels": 1024,
-         "pos_emb_cls": "rope3d", "pos_emb_learnable": False, "use_adaln_lora": True,
-         "adaln_lora_dim": 256},
+        "kandinsky5", None, (LDM + "kandinsky5.model", "Kandinsky5"),
+        {"model_dim": 2560, "ff_dim": 10240, "visual_embed_dim": 64, "axes_dims": [32, 48, 48],
+         "num_text_blocks": 1, "num_visual_blocks": 2},
+    ),
+    ("hidream-o1", None, (LDM + "hidream_o1.model", "HiDreamO1Transformer"), {}),
+    (
+        "boogu", None, (LDM + "boogu.model", "BooguTransformer2DModel"),
+        {"num_layers": 2, "num_double_stream_layers": 1, "num_refiner_layers": 1},
+    ),
+    (
+        "ideogram4", None, (LDM + "ideogram4.model", "Ideogram4Transformer2DModel"),
+        {"num_layers": 2},
+    ),
+    ("krea2", None, (LDM + "krea2.model", "SingleStreamDiT"), {"layers": 2}),
+    ("lens", None, (LDM + "lens.model", "LensTransformer2DModel"), {"num_layers": 2}),
+    ("ernie-image", None, (LDM + "ernie.model", "ErnieImageModel"), {"num_layers": 2}),
+    ("pixeldit", None, (LDM + "pixeldit.model", "PixDiT_T2I"), {"patch_depth": 2}),
+    (
+        "qwen-image", "layered", (LDM + "qwen_image.model", "QwenImageTransformer2DModel"),
+        {"num_layers": 2, "use_additional_t_cond": True},
     ),
     (
         "wan", None, (LDM + "wan.model", "WanModel"),
@@ -137,6 +209,26 @@ NETWORKS: list[tuple[str, str | None, tuple[str, str], dict[str, Any]]] = [
 ]  # fmt: skip
 """Family, variant, ComfyUI's class and its facts, as in the real models but for how often their
 blocks repeat."""
+
+IN_FILES = {"pixeldit": "core."}
+"""What a family's files have before the names that ComfyUI's class uses."""
+
+LOADED_AS = {
+    "sd35": "sd3",
+    "flux2-klein": "flux2",
+    "longcat-image": "flux",
+    "ovis-image": "flux",
+    "newbie": "lumina2",
+}
+"""The architecture that ComfyUI's class says, or an old one's, where it is not the family's own."""
+
+SINCE_0_3_75 = {
+    *(("ovis-image", None), ("newbie", None), ("z-image", "pixel"), ("anima", None)),
+    *(("kandinsky5", None), ("hidream-o1", None), ("boogu", None), ("ideogram4", None)),
+    *(("krea2", None), ("lens", None), ("ernie-image", None), ("pixeldit", None)),
+    ("qwen-image", "layered"),
+}
+"""Families and variants that the oldest ComfyUI supported need not have."""
 
 MAKE = """
 import json, os, sys
@@ -153,11 +245,26 @@ import_module("comfy.options").enable_args_parsing()
 import torch
 from comfy import model_detection, ops
 
-for module, name, facts in json.load(sys.stdin):
-    network = getattr(import_module(module), name)(
+def make(module, name, facts):
+    module = import_module(module)
+    # Flux and its kind refuse facts that this ComfyUI does not know, even those that are off.
+    known = getattr(getattr(module, name + "Params", None), "__dataclass_fields__", facts)
+    unknown = {key for key in facts if key not in known}
+    if any(facts[key] for key in unknown - {"txt_ids_dims"}):
+        raise AttributeError(f"{name} has no {unknown}")
+    facts = {key: facts[key] for key in facts if key not in unknown}
+    return getattr(module, name)(
         **facts, device="meta", dtype=torch.float16, operations=ops.disable_weight_init
     )
-    state = {"model.diffusion_model." + key: value for key, value in network.state_dict().items()}
+
+for inner, module, name, facts in json.load(sys.stdin):
+    try:
+        network = make(module, name, facts)
+    except (AttributeError, ModuleNotFoundError, TypeError) as exc:
+        print("found", json.dumps([None, repr(exc)]))
+        continue
+    prefix = "model.diffusion_model." + inner
+    state = {prefix + key: value for key, value in network.state_dict().items()}
     found = model_detection.model_config_from_unet(state, "model.diffusion_model.")
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     print("found", json.dumps([type(found).__name__, shapes]))
@@ -168,7 +275,7 @@ for module, name, facts in json.load(sys.stdin):
 def test_families_and_variants_of_comfyuis_own_networks() -> None:
     answer = subprocess.run(
         [sys.executable, "-c", MAKE, str(Path(launch_comfyui.__file__)), str(find_comfyui())],
-        input=json.dumps([[*made, facts] for _, _, made, facts in NETWORKS]),
+        input=json.dumps([[IN_FILES.get(id, ""), *made, facts] for id, _, made, facts in NETWORKS]),
         capture_output=True,
         text=True,
         check=False,
@@ -178,6 +285,9 @@ def test_families_and_variants_of_comfyuis_own_networks() -> None:
     lines = [line for line in answer.stdout.splitlines() if line.startswith("found ")]
     for (id, variant, _, _), line in zip(NETWORKS, lines, strict=True):
         comfy_class, shapes = json.loads(line.removeprefix("found "))
+        if comfy_class is None:
+            assert (id, variant) in SINCE_0_3_75, shapes
+            continue
         for prefix in ("", "model.diffusion_model."):
             tensors = {
                 prefix + name.removeprefix("model.diffusion_model."): TensorInfo(
@@ -187,6 +297,6 @@ def test_families_and_variants_of_comfyuis_own_networks() -> None:
             }
             found = detect_checkpoint(SafetensorsHeader({}, tensors))
             assert (found.family, found.variant) == (id, variant)
-        # ComfyUI tells no more than the architecture, and calls SD 3.5 SD3.
+        # ComfyUI tells no more than the architecture.
         theirs = family(family_of_comfy_class(comfy_class)).architecture
-        assert theirs == ("sd3" if id == "sd35" else family(id).architecture), comfy_class
+        assert theirs in (family(id).architecture, LOADED_AS.get(id)), (id, comfy_class)

@@ -118,7 +118,7 @@ CHECKPOINTS = {
         "txt_norm.weight": (2880,),
     },
     "mage-flow": {**QWEN, "txt_norm.weight": (2560,), "proj_out.weight": (128, 3072)},
-    # In the names of diffusers and of its maker; those of ComfyUI, which loads both, are not public.
+    # In the names of diffusers, and of its maker; ComfyUI's own for these two were not to be had.
     "fibo2": {
         "perceiver.latent_queries": (128, 3072),
         "perceiver.norm_out.weight": (3072,),

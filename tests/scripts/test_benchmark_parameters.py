@@ -107,9 +107,9 @@ def test_right_is_within_tolerance_of_the_case_or_of_another_source():
 
 def test_leaving_a_source_out_uses_none_of_its_figures(tmp_path: Path):
     cases = [
-        case("krea2_bf16.safetensors", "krea2", "a/a", steps=60),
-        case("krea-2.safetensors", "krea2", "b/b", steps=60),
-        case("krea2_fp8.safetensors", "krea2", "c/c", steps=11),
+        case("mage_flow_bf16.safetensors", "mage-flow", "a/a", steps=60),
+        case("mage-flow.safetensors", "mage-flow", "b/b", steps=60),
+        case("mage_flow_fp8.safetensors", "mage-flow", "c/c", steps=11),
     ]
     out = tmp_path / "out.jsonl"
     parameters.main(["loso", "--cases", written(tmp_path / "in.jsonl", cases), "--out", str(out)])
@@ -169,7 +169,41 @@ def test_names_are_counted_by_the_sources_that_tell_families(tmp_path: Path):
     assert (told["cases"], told["right"]) == (2, 0.5)
 
 
-@pytest.mark.parametrize("action", ["predict", "fit", "compare"])
+def test_the_ceiling_is_what_one_row_gets_right_at_best():
+    apart = [{"steps": [4], "cfg": [1.0]}, {"steps": [50], "cfg": [1.0]}]
+    assert parameters.ceiling(apart) == 1
+    # 25.95 is right for both by a hair, and only whole steps count: 26 is.
+    assert parameters.ceiling([{"steps": [20]}, {"steps": [37]}]) == 2
+    assert parameters.ceiling([{"steps": [20]}, {"steps": [38]}]) == 1
+    assert parameters.ceiling([{"cfg": [4.5]}, {"cfg": [6.5]}, {"sampler": ["heun"]}]) == 3
+    assert parameters.ceiling([{"pixels": [512**2]}, {"pixels": [1024**2]}]) == 1
+    # Two agree on each field, but no row has both fields right for more than one.
+    crossed = [
+        {"sampler": ["euler"], "scheduler": ["normal"]},
+        {"sampler": ["euler"], "scheduler": ["karras"]},
+        {"sampler": ["heun"], "scheduler": ["karras"]},
+    ]
+    assert parameters.ceiling(crossed) == 1
+    # What another source publishes is right as well.
+    crossed[0]["scheduler"] = ["normal", "karras"]
+    assert parameters.ceiling(crossed) == 2
+
+
+def test_the_ceiling_is_written_beside_what_is_reached(tmp_path: Path):
+    cases = [
+        case("krea2_bf16.safetensors", "krea2", "a/a", steps=60),
+        case("krea2_edit.safetensors", "krea2", "b/b", steps=9) | {"task": "edit_or_control"},
+    ]
+    out = tmp_path / "table.md"
+    told = parameters.main(
+        ["ceiling", "--cases", written(tmp_path / "in.jsonl", cases), "--out", str(out)]
+    )
+    (row,) = out.read_text("utf-8").splitlines()[2:]
+    assert row == "| krea2 | 2 | 0 (0.00) | 1 (0.50) | 2 (1.00) |"
+    assert told["one_row"] == {"right": 0.5, "right_by_family": 0.5, "below_goal": 1}
+
+
+@pytest.mark.parametrize("action", ["predict", "fit", "ceiling", "compare"])
 def test_what_writes_a_file_needs_its_name(tmp_path: Path, action: str):
     with pytest.raises(SystemExit):
         parameters.main([action, "--cases", written(tmp_path / "in.jsonl", CASES)])

@@ -121,9 +121,28 @@ def test_a_task_that_nobody_publishes_takes_the_figures_of_another():
     assert chosen("omnigen2", task="refine", table=table)["steps"] == 44
 
 
+def test_what_a_maker_says_of_a_task_holds_for_that_task_alone():
+    nobody = read({})
+    edit = chosen("sd15", task="edit", table=nobody)
+    assert (edit["steps"], edit["cfg"], edit["samplers"][0]) == (20, 7.5, ["uni_pc_bh2", "normal"])
+    made = chosen("sd15", table=nobody)
+    assert (made["cfg"], made["samplers"][0]) == (8.0, ["dpmpp_2m", "karras"])
+    assert chosen("sd15", task="refine", table=nobody)["samplers"] == made["samplers"]
+    assert chosen("sd15", "lcm", task="edit", table=nobody)["samplers"][0][0] == "lcm"
+
+
+def test_what_others_publish_for_another_task_does_not_change_it():
+    for_images = told("anima", steps=[60, 60], samplers=[["heun", "beta"]] * 3)
+    edit = chosen("anima", task="edit", table=for_images)
+    assert edit["samplers"][0] == ["euler", "simple"]
+    assert edit["steps"] == 60  # of which the maker says nothing for this task
+    for_edits = told("anima", task="edit", samplers=[["heun", "beta"]] * 3)
+    assert chosen("anima", task="edit", table=for_edits)["samplers"][0] == ["heun", "beta"]
+
+
 def test_general_figures_give_way_to_any_published_one():
     assert chosen("lens", table=told("lens", steps=[60], cfg=[9.0]))["steps"] == 60
-    assert chosen("lens", table=told("krea2", steps=[60]))["steps"] == 25
+    assert chosen("lens", table=told("sdxl", steps=[60]))["steps"] == 25
 
 
 def test_an_unknown_family_starts_from_the_figures_of_the_nearest_and_says_so():

@@ -42,8 +42,20 @@ def test_every_row_is_unique_sourced_and_spelled_right():
     assert all(len(entry["source"]) > 10 for entry in TABLE["tables"].values())
 
 
+def test_rows_of_a_task_belong_to_a_row_and_are_sourced():
+    keys = [(r["family"], r.get("variant"), r["task"]) for r in TABLE["tasks"]]
+    assert len(set(keys)) == len(keys)
+    rows_of = {(r["family"], r.get("variant")) for r in TABLE["rows"]}
+    for row in TABLE["tasks"]:
+        assert (row["family"], row.get("variant")) in rows_of
+        assert row["task"] in set(get_args(Task)) - {"t2i"}
+        assert len(row["source"]) > 10
+        assert set(row) <= {"family", "variant", "task", "source", *FIELDS}
+
+
 def test_rules_ask_only_about_what_is_known():
-    fields = [row[field] for row in TABLE["rows"] for field in FIELDS if field in row]
+    every = [*TABLE["rows"], *TABLE["tasks"]]
+    fields = [row[field] for row in every for field in FIELDS if field in row]
     for value in fields + [entry["choice"] for entry in TABLE["tables"].values()]:
         for rule in value if isinstance(value, list) and isinstance(value[0], dict) else ():
             assert set(rule) <= {*DOMAINS, "value"}
