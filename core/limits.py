@@ -13,5 +13,5 @@ MAX_LORAS = 3
 
 MIN_CONFIDENCE = 0.6
 """Confidence below which no LoRA is recommended, by default. Requirement 2.8 says 0.5; measured
-(benchmarks/README.md), 0.6 still recommends for half of the prompts that people used LoRAs with, and
-for fewer than a tenth of those that they used none with."""
+(benchmarks/README.md), 0.6 still recommends for half of the prompts that people used LoRAs with,
+and for fewer than a tenth of those that they used none with."""

@@ -115,9 +115,7 @@ def test_run_shows_the_explanation_on_the_node(page) -> None:
     assert text.startswith("AUTO: small-sd15.safetensors (sd15)")
     (title,) = re.findall(r"^LoRA (.+) at [\d.]+:", text, re.MULTILINE)[:1]
     # What is shown is neither saved with the workflow nor sent with the prompt.
-    assert title not in page.evaluate(
-        "() => JSON.stringify(window.app.graph.serialize())"
-    )
+    assert title not in page.evaluate("() => JSON.stringify(window.app.graph.serialize())")
     assert title not in page.evaluate(
         "async () => JSON.stringify((await window.app.graphToPrompt()).output)"
     )
