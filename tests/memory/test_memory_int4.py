@@ -83,7 +83,7 @@ def test_pieces_are_packed_as_the_whole_is(in_comfyui: InComfyUI):
         + """
 weight = torch.randn(1000, 80, generator=torch.Generator().manual_seed(0))
 whole = host.pack_four_bits(weight)
-host._FOUR_BIT_CHUNK = 1
+host.formats._FOUR_BIT_CHUNK = 1
 pieces = host.pack_four_bits(weight)
 report(format=host.four_bit_format(), equal={key: bool(torch.equal(
     whole[key].reshape(-1).view(torch.uint8), pieces[key].reshape(-1).view(torch.uint8)))
@@ -102,7 +102,8 @@ def test_patches_on_4_bits_come_and_go_without_a_trace(in_comfyui: InComfyUI):
 small = load()
 plain = predict(small)
 key = "diffusion_model.input_blocks.2.1.transformer_blocks.0.attn1.to_q.weight"
-shape = host.comfy.utils.get_attr(small.model, key).shape
+import comfy.utils
+shape = comfy.utils.get_attr(small.model, key).shape
 patched = small.clone()
 added = patched.add_patches({key: ("diff", (0.3 * torch.ones(shape),))}, 1.0)
 changed = difference(predict(patched), plain)
@@ -146,7 +147,8 @@ def load(model, weight_dtype="auto"):
         return work.models.load_model(work.models.choose_model(model=model), plan)
     except (ModelFileError, SettingError) as error:
         return str(error)
-host.folder_paths.filename_list_cache.clear()
+import folder_paths
+folder_paths.filename_list_cache.clear()
 loaded = load("diffusion_models/sd3-nvfp4.safetensors")
 made_here = load("diffusion_models/small-sdxl-unet.safetensors", "int4")
 if isinstance(loaded, str):

@@ -163,7 +163,7 @@ def begin(layer, *_):
     moved.append(mm.module_size(layer) if offloaded else 0)
     weight = layer.weight
     wide = getattr(weight, "_qdata", weight).dtype != torch.float32
-    own = isinstance(layer, host._Int8Layer) and layer.quantized
+    own = isinstance(layer, host.quantized.Int8Layer) and layer.quantized
     cast.append(moved[-1] + (weight.numel() * (6 if own else 4) if wide else 0))
 for layer in layers():
     layer.register_forward_pre_hook(begin)
@@ -229,7 +229,7 @@ def test_models_of_stock_loaders_and_both_devices_in_turn(in_comfyui: InComfyUI)
     found = in_comfyui(
         RUN
         + """
-model, clip, vae = host.stock_nodes.CheckpointLoaderSimple().load_checkpoint(
+model, clip, vae = host.stock.stock_nodes.CheckpointLoaderSimple().load_checkpoint(
     "small-sd15.safetensors")
 # Another torch device of the same processor: what a graphics card is to ComfyUI.
 card = torch.device("cpu", 0)
@@ -239,8 +239,9 @@ vae.device = card
 loads = []
 def loaded(patcher, device, *_):
     loads.append(str(device))
+import comfy.patcher_extension
 for patcher in (clip.patcher, model, vae.patcher):
-    patcher.add_callback_with_key(host.comfy.patcher_extension.CallbacksMP.ON_LOAD, "test", loaded)
+    patcher.add_callback_with_key(comfy.patcher_extension.CallbacksMP.ON_LOAD, "test", loaded)
 def places(*parts):
     loads.clear()
     return run(*parts), list(loads)
@@ -435,7 +436,7 @@ def handed(bar):
     host.attach(limited, "memory_working", working(model))
     limited.is_dynamic = lambda: True
     limited._vbar_get = lambda: bar
-    host._keep_to_cap(limited)
+    host.rules._keep_to_cap(limited)
     return bar.calls
 loaded = load("small-sd15.safetensors", "float16")
 cap = working(loaded.model) + 20_000_000

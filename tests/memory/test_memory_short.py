@@ -33,7 +33,7 @@ def status(name):
 
 def limit(megabytes):
     gc.collect()
-    host._give_back_memory()
+    host.memory.give_back_memory()
     resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + megabytes * MB, UNLIMITED[1]))
 
 def no_limit():

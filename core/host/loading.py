@@ -1,0 +1,246 @@
+"""Loading models from files."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import comfy.model_management as model_management
+import comfy.sd
+import comfy.utils
+import folder_paths
+import torch
+from safetensors import SafetensorError
+
+from ..errors import HostError, ModelFileError, first_line
+from .formats import four_bit_format
+from .mapped import MappedFile, keep_in_file, mapped_options
+from .memory import raise_out_of_memory
+from .quantized import Int8File, int8_operations, patch_at_use
+
+
+class LoadedModel(NamedTuple):
+    """What a load gives. A part is None when the file does not hold it."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+def weight_dtypes() -> tuple[str, ...]:
+    """Data types that models can be loaded in here: names of torch's, int8, and int4."""
+    half = ["float16", "bfloat16"]
+    # PyTorch has no float8 on Apple's GPU.
+    fp8 = [] if model_management.get_torch_device().type == "mps" else ["float8_e4m3fn"]
+    four = [] if four_bit_format() is None else ["int4"]
+    return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8", *four)
+
+
+def load_checkpoint(
+    path: Path,
+    *,
+    dtype: str | None = None,
+    int8: Int8File | None = None,
+    mapped: MappedFile | None = None,
+) -> LoadedModel:
+    """Load a checkpoint as CheckpointLoaderSimple does.
+
+    Args:
+        dtype: of `weight_dtypes`, for the diffusion model; None as ComfyUI chooses.
+        int8: the same file; then diffusion model and text encoders are loaded at int8.
+        mapped: the same file; then their weights stay in it.
+
+    Raises:
+        ModelFileError: ComfyUI does not recognise the model in it.
+    """
+    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    common = {
+        "output_vae": True,
+        "output_clip": True,
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+    }
+    try:
+        if mapped is not None:
+            load = comfy.sd.load_state_dict_guess_config
+            out = load(
+                dict(mapped.tensors),
+                model_options=mapped_options(mapped, "diffusion_model"),
+                te_model_options=mapped_options(mapped, "text_encoder"),
+                metadata=dict(mapped.metadata),
+                **_not_dynamic(load),
+                **common,
+            )
+        elif int8 is None:
+            load = comfy.sd.load_checkpoint_guess_config
+            out = load(str(path), model_options=options, **common)
+        else:
+            with int8_operations(int8) as (unet_ops, text_ops):
+                out = comfy.sd.load_state_dict_guess_config(
+                    dict(int8.tensors),
+                    model_options={"custom_operations": unet_ops},
+                    te_model_options={"custom_operations": text_ops},
+                    metadata=dict(int8.metadata),
+                    **_not_dynamic(comfy.sd.load_state_dict_guess_config),
+                    **common,
+                )
+    except (RuntimeError, SafetensorError) as error:
+        raise_out_of_memory(error)
+        raise _not_loaded("checkpoint", path, error) from error
+    model, clip, vae = (None, None, None) if out is None else out[:3]
+    if model is None:
+        raise ModelFileError(
+            f"{path.name} holds no diffusion model. Choose a checkpoint, or use this file as a "
+            "text encoder or VAE."
+        )
+    for patcher in (model, None if clip is None else clip.patcher):
+        if patcher is not None and int8 is not None:
+            patch_at_use(patcher)
+        elif patcher is not None and mapped is not None:
+            keep_in_file(patcher)
+    return LoadedModel(model, clip, vae if _vae_is_usable(vae) else None)
+
+
+def load_diffusion_model(
+    path: Path,
+    *,
+    dtype: str | None = None,
+    int8: Int8File | None = None,
+    mapped: MappedFile | None = None,
+) -> Any:
+    """Load a diffusion model alone, as UNETLoader does; arguments as `load_checkpoint`'s.
+
+    Raises:
+        ModelFileError: ComfyUI does not recognise the model in it.
+    """
+    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    try:
+        load = comfy.sd.load_diffusion_model_state_dict
+        takes_metadata = "metadata" in inspect.signature(load).parameters
+        if mapped is not None:
+            model = load(
+                dict(mapped.tensors),
+                model_options=mapped_options(mapped, "diffusion_model"),
+                **({"metadata": dict(mapped.metadata)} if takes_metadata else {}),
+                **_not_dynamic(load),
+            )
+        elif int8 is None:
+            model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        else:
+            metadata = {"metadata": dict(int8.metadata)} if takes_metadata else {}
+            with int8_operations(int8) as (operations, _):
+                model = load(
+                    dict(int8.tensors),
+                    model_options={"custom_operations": operations},
+                    **metadata,
+                    **_not_dynamic(load),
+                )
+    except (RuntimeError, SafetensorError) as error:
+        raise_out_of_memory(error)
+        raise _not_loaded("diffusion model", path, error) from error
+    if model is None:
+        raise ModelFileError(f"ComfyUI does not recognise the diffusion model in {path.name}.")
+    if mapped is not None:
+        return keep_in_file(model)
+    return model if int8 is None else patch_at_use(model)
+
+
+def load_text_encoders(
+    paths: Sequence[Path],
+    clip_type: str,
+    *,
+    int8: Sequence[Int8File] = (),
+    mapped: Sequence[MappedFile] = (),
+) -> Any:
+    """Load one to three text encoders, as ComfyUI's CLIP loaders do.
+
+    Args:
+        clip_type: name of a `comfy.sd.CLIPType` member, any case, e.g. `sd3`, `flux`.
+        int8: the same files, where they are to be loaded at int8.
+        mapped: the same files, where their weights are to stay in them.
+
+    Raises:
+        ModelFileError: a file is not a text encoder ComfyUI knows.
+        HostError: this ComfyUI does not know the type.
+    """
+    kind = getattr(comfy.sd.CLIPType, clip_type.upper(), None)
+    if kind is None:
+        raise HostError(
+            f"This ComfyUI does not know text encoders of type {clip_type!r}. Update ComfyUI."
+        )
+    for number, path in enumerate(paths):
+        lazy = [*int8, *mapped]
+        keys = lazy[number].tensors if lazy else comfy.utils.load_torch_file(str(path))
+        # ComfyUI takes any file and fills what is missing with nothing. OpenCLIP's names it turns
+        # into its own only later.
+        foreign = not any("embed" in key or "resblocks" in key for key in keys)
+        if foreign and comfy.sd.detect_te_model(keys) is None:
+            raise ModelFileError(
+                f"{path.name} is not a text encoder that ComfyUI knows. Choose another file."
+            )
+    common = {
+        "embedding_directory": folder_paths.get_folder_paths("embeddings"),
+        "clip_type": kind,
+    }
+    try:
+        load = comfy.sd.load_text_encoder_state_dicts
+        if mapped:
+            clip = load(
+                [dict(file.tensors) for file in mapped],
+                model_options=mapped_options(mapped[0], "text_encoder"),
+                **_not_dynamic(load),
+                **common,
+            )
+            keep_in_file(clip.patcher)
+            return clip
+        if not int8:
+            return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], **common)
+        with int8_operations(*int8) as (_, operations):
+            clip = load(
+                [dict(file.tensors) for file in int8],
+                model_options={"custom_operations": operations},
+                **_not_dynamic(load),
+                **common,
+            )
+        patch_at_use(clip.patcher)
+        return clip
+    except (RuntimeError, SafetensorError) as error:
+        raise_out_of_memory(error)
+        names = ", ".join(path.name for path in paths)
+        raise ModelFileError(
+            f"Text encoder {names} could not be loaded for type {clip_type!r}: "
+            f"{first_line(error)}. Check that the files belong to this model."
+        ) from error
+
+
+def load_vae(path: Path) -> Any:
+    """Load a VAE file, as VAELoader does. Raises ModelFileError."""
+    weights, metadata = comfy.utils.load_torch_file(str(path), return_metadata=True)
+    vae = comfy.sd.VAE(sd=weights, metadata=metadata)
+    if not _vae_is_usable(vae):
+        raise ModelFileError(f"{path.name} is not a VAE that ComfyUI can use. Choose another VAE.")
+    # Newer hosts copy models to another device by loading them again from this description.
+    if hasattr(comfy.sd, "load_vae_patcher") and getattr(vae, "patcher", None) is not None:
+        vae.patcher.cached_patcher_init = (
+            comfy.sd.load_vae_patcher,
+            (str(path), metadata, None),
+        )
+    return vae
+
+
+def _vae_is_usable(vae: Any) -> bool:
+    return vae is not None and getattr(vae, "first_stage_model", None) is not None
+
+
+def _not_loaded(what: str, path: Path, error: Exception) -> ModelFileError:
+    return ModelFileError(
+        f"ComfyUI could not load the {what} {path.name}: {first_line(error)}. "
+        "Check that the file is complete and that this ComfyUI supports the model."
+    )
+
+
+def _not_dynamic(load: Callable[..., Any]) -> dict[str, Any]:
+    # Layers of ours are not among those that ComfyUI's dynamic VRAM knows how to stream.
+    known = "disable_dynamic" in inspect.signature(load).parameters
+    return {"disable_dynamic": True} if known else {}
