@@ -127,6 +127,12 @@ JUDGED = (
         "source": "judged: the pairs have no LoRA of another base model",
     },
     {
+        "factor": "captions",
+        "weight": 3.0,
+        "about": "rarity of what name and captions of nearly all training images both say",
+        "source": "judged: the pairs' LoRAs come without counts of captions",
+    },
+    {
         "factor": "intent",
         "weight": 1.5,
         "about": "clarity of the prompt's style intent where the LoRA is a style of that kind",

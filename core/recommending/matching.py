@@ -179,6 +179,22 @@ def intent_value(entry: LoraEntry, side: str, clarity: float) -> float:
     return clarity if is_style and side in _sides(entry, text) else 0.0
 
 
+def captions_value(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> float:
+    """The `captions` factor, in [0, 1]: how rare what the prompt asks for is that both the LoRA's
+    name and the captions of nearly all its training images say."""
+    text = read_entry(entry)
+    said = (t.words for t in text.triggers if not t.by_author)
+    return max(
+        (
+            rarity(phrase)
+            for run in said
+            if (phrase := " ".join(run)) in query.phrases
+            and any(set(run) <= set(name) for name in text.names)
+        ),
+        default=0.0,
+    )
+
+
 def _listed(texts: Iterable[str], most: int = 5) -> str:
     return ", ".join(list(dict.fromkeys(texts))[:most])
 

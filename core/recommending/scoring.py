@@ -19,6 +19,7 @@ from ..catalog.entries import LoraEntry
 from ..plan import Factor
 from .evidence import compare, gather
 from .index import Floats, Index, Indices
+from .matching import captions_value
 from .query import Query
 from .trees import Trees
 from .vectors import Similarity
@@ -41,7 +42,7 @@ class Ranking(NamedTuple):
     offset: float
     """The trees' answer times `scale` plus `offset` is a calibrated logit."""
     judged: Mapping[str, float]
-    """Weights of the factors that no pairs tell: base_model, intent, history."""
+    """Weights of the factors that no pairs tell: base_model, captions, intent, history."""
 
 
 RANKING = Path(__file__).with_name("ranking.json")
@@ -143,11 +144,13 @@ def score(
     logit = ranking.scale * ranking.trees.answer(table) + ranking.offset
     judged = {
         "base_model": np.where(fit[positions] > 0, fit[positions] - 1.0, 0.0).astype(np.float32),
+        "captions": np.zeros(len(positions), np.float32),
         "intent": np.zeros(len(positions), np.float32),
         "history": np.zeros(len(positions), np.float32),
     }
     for row in np.flatnonzero(logit > _HOPELESS):
         entry = index.entries[positions[row]]
+        judged["captions"][row] = captions_value(entry, query, index.rarity)
         judged["intent"][row] = intent(entry)
         judged["history"][row] = history(entry)
     for name, values in judged.items():

@@ -202,6 +202,20 @@ def test_more_evidence_and_emphasis_raise_confidence() -> None:
     assert weak < part < strong
 
 
+def test_what_name_and_captions_both_say_counts_when_it_is_asked_for() -> None:
+    def sure(title: str, prompt: str) -> tuple[float, float]:
+        captioned = lora(title, "watercolor", source="tag_frequency", share=0.95)
+        plan = plan_for(prompt, captioned, *OTHERS, min_confidence=0.0)
+        (chosen,) = (each for each in plan.loras if each.title == title)
+        (value,) = (f.value for f in chosen.factors if f.name == "captions")
+        return chosen.confidence, value
+
+    named, value = sure("Watercolor Wash", "a castle, watercolor")
+    other, nothing = sure("Wet Wash", "a castle, watercolor")
+    assert 0.4 < value < 1 and nothing == 0
+    assert named > 0.6 > other
+
+
 def test_a_lora_without_metadata_is_judged_by_its_name() -> None:
     bare = lora("steampunk_airship")
     full = lora("steampunk_airship", "stmpnk9", description="unrelated words of its author")

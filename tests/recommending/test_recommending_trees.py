@@ -55,5 +55,5 @@ def test_every_column_of_the_ranking_belongs_to_a_factor() -> None:
     ranking = load_ranking()
     assert len(ranking.factors) == len(ranking.trees.columns)
     assert {"trigger", "name", "tags", "semantic", "popularity", "rarity"} <= set(ranking.factors)
-    assert set(ranking.judged) == {"base_model", "intent", "history"}
+    assert set(ranking.judged) == {"base_model", "captions", "intent", "history"}
     assert 0 < ranking.scale < 2
