@@ -146,15 +146,17 @@ def test_a_model_that_is_let_go_while_a_prompt_runs_goes_after_it(
     pool, images, client: Client, stock_graph: Callable[..., Any]
 ):
     images(A, seed=1)
-    graph = stock_graph(steps=60, seed=2)  # of stock nodes alone: the pool has no part in it
+    graph = stock_graph(steps=60, seed=2)  # of stock nodes alone
     prompt_id = client.queue(graph)
     wait_for(lambda: bool(client.get("/queue").json()["queue_running"]))
     answer = client.request("DELETE", f"{MEMORY}/models")
     assert answer.status_code == 202
-    assert len(answer.json()["pool"]["models"]) == 1
+    unwanted = {model["id"] for model in answer.json()["pool"]["models"]}
+    assert unwanted
     client.interrupt()
     client.history(prompt_id)
-    wait_for(lambda: not pool()["models"])
+    # Where ComfyUI takes cache providers, what the prompt itself loads comes in meanwhile.
+    wait_for(lambda: not unwanted & {model["id"] for model in pool()["models"]})
 
 
 def test_stock_loaders_are_served_where_comfyui_takes_cache_providers(
