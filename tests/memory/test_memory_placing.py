@@ -97,8 +97,8 @@ def made(plan, encode=True):
     return run(*place(plan, stock.model, stock.clip, vae, FREE), encode=encode and exact)
 conditions[:] = [host.encode(stock.clip, [text]) for text in ("a lighthouse", "")]
 whole = made(plan("FULL_GPU"))
-# A limit of the model's working memory and a part of its weights.
-cap = working(model) + model.model_size() // 2
+# A limit of the working memory, one weight as it is computed with, and a part of all.
+cap = working(model) + host.rules._casting(model.model) + model.model_size() // 2
 results = {
     "none": run(stock.model, stock.clip, vae, encode=False),
     "CPU_OFFLOAD": made(plan("CPU_OFFLOAD", cap), encode=False),
