@@ -119,6 +119,8 @@ class _RuledPatcher:
         if patcher.loaded_size() and patcher.current_loaded_device() != device_to:
             patcher.detach()  # a clone of it ran on the other device
         if not getattr(patcher, "is_dynamic", bool)():
+            if not patcher.loaded_size():
+                _unmark(patcher.model)
             limit = _weight_limit(patcher, rule)
             if limit is not None:
                 extra_memory = min(extra_memory, limit - patcher.loaded_size())
@@ -126,11 +128,28 @@ class _RuledPatcher:
                 extra_memory = _UNLIMITED
         return load.partially_load(device_to, extra_memory, force_patch_weights)
 
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
+        if unpatch_weights:
+            _unmark(self.model)  # type: ignore[attr-defined]
+
     def detach(self, unpatch_all: bool = True) -> Any:
         # A clone that takes its place may run on another device.
         rule = rule_of(self)
         away = rule is not None and rule.on_processor
         return super().detach(unpatch_all or away)  # type: ignore[misc]
+
+
+def _unmark(model: torch.nn.Module) -> None:
+    """Take off what ComfyUI marks streamed layers with, of a model with no weight on the device.
+
+    It leaves the mark where it casts the weights of a model that it has loaded whole (text encoders
+    since 0.27), and then takes the LoRA of such a layer as added already when it is streamed.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "prev_comfy_cast_weights"):
+            layer.comfy_cast_weights = layer.prev_comfy_cast_weights
+            del layer.prev_comfy_cast_weights
 
 
 _UNLIMITED = 1e32  # what ComfyUI itself passes to load all

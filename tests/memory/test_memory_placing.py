@@ -151,7 +151,10 @@ if dtype == "int8":
 else:
     model, clip, vae = host.load_checkpoint(file, dtype=dtype)
 work = working(model)
-cap = work + int(0.75 * model.model_size())
+# Some weights, and the largest once more as it is computed with.
+largest = max(m.weight.numel() for m in host.diffusion_module(model).modules()
+              if getattr(m, "weight", None) is not None)
+cap = work + int(0.75 * model.model_size()) + 4 * largest
 placed = place(plan(strategy, cap), model, clip, vae, FREE)
 
 # On a processor a layer that is kept elsewhere is used where it is: its bytes count as moved.
