@@ -223,13 +223,8 @@ def test_loading_never_holds_the_full_model(in_comfyui: InComfyUI):
 def status(name):
     (line,) = (l for l in open("/proc/self/status") if l.startswith(name + ":"))
     return int(line.split()[1]) * 1024
-import ctypes
 import gc
-# Without this, malloc keeps what was freed, some hundred MB of it in some runs and none in others.
-libc = ctypes.CDLL(None)
-M_MMAP_THRESHOLD = -3
-if hasattr(libc, "mallopt"):
-    libc.mallopt(M_MMAP_THRESHOLD, 65536)
+give_back_what_is_freed()
 load("small-sd15-b.safetensors")  # what torch and ComfyUI allocate once, at first use
 gc.collect()
 tensors = stream(path("checkpoints", "small-sd15.safetensors")).tensors

@@ -23,6 +23,7 @@ from intelligent_generation.core.prompting import analyze
 from intelligent_generation.core.services import SamplerRequest, Services
 from intelligent_generation.core.tuning import SamplingOverrides
 
+give_back_what_is_freed()
 torch.set_grad_enabled(False)
 MB = 2**20
 UNLIMITED = resource.getrlimit(resource.RLIMIT_DATA)
