@@ -127,10 +127,6 @@ def gather(
         "focus": focus,
         "similarity": nothing if similarity is None else similarity.prompt,
         "similarity_clause": nothing if similarity is None else similarity.clause,
-        "similarity_description": nothing if similarity is None else similarity.description,
-        "similarity_description_clause": (
-            nothing if similarity is None else similarity.description_clause
-        ),
         "downloads": index.downloads,
         "likes": index.likes,
         "trigger_count": index.trigger_count,
@@ -150,6 +146,10 @@ def gather(
         chosen[_best(np.where(usable, column, -math.inf), most)] = True
     positions = np.flatnonzero(chosen & usable).astype(np.int32)
     columns = {each: column[positions] for each, column in columns.items()}
+    described = (nothing[positions],) * 2
+    if similarity is not None:
+        described = similarity.of_descriptions(positions)
+    columns["similarity_description"], columns["similarity_description_clause"] = described
     clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
     columns |= _by_clause(index, query, positions, among)
     columns["spelling_name"] = _alike(index, index.name_grams, positions, clauses)

@@ -259,6 +259,8 @@ def _terms_of(text: EntryText) -> dict[str, int]:
 
 
 _KINDS: tuple[str | None, ...] = (None, "character", "style")
+STYLE = _KINDS.index("style")
+"""A style in `Index.kind`."""
 
 
 def kind_of(entry: LoraEntry, text: EntryText) -> str | None:

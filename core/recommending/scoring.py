@@ -18,7 +18,7 @@ import numpy as np
 from ..catalog.entries import LoraEntry
 from ..plan import Factor
 from .evidence import compare, gather
-from .index import Floats, Index, Indices
+from .index import STYLE, Floats, Index, Indices
 from .matching import captions_value
 from .query import Query
 from .trees import Trees
@@ -122,7 +122,7 @@ def score(
     Args:
         fits: for each family of the library its fit to the model in [0, 1]; 0 is scored as if it
             fitted, so that the caller can tell what another base model cost.
-        intent: the factor of that name for one LoRA, in [0, 1]; slow, so only LoRAs that it
+        intent: the factor of that name for one style LoRA, in [0, 1]; slow, so only LoRAs that it
             could lift are asked.
         similarity: of meaning, in the index's order.
         history: the factor of that name, in [-1, 1].
@@ -151,7 +151,8 @@ def score(
     for row in np.flatnonzero(logit > _HOPELESS):
         entry = index.entries[positions[row]]
         judged["captions"][row] = captions_value(entry, query, index.rarity)
-        judged["intent"][row] = intent(entry)
+        if index.kind[positions[row]] == STYLE:
+            judged["intent"][row] = intent(entry)
         judged["history"][row] = history(entry)
     for name, values in judged.items():
         logit = logit + ranking.judged[name] * values.astype(np.float64)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..catalog.entries import LoraEntry
 from ..plan import Clause
-from .index import Floats, background_rarity
+from .index import Floats, Indices, background_rarity
 from .text import STOPWORDS, words
 
 MAX_WORDS = 32
@@ -29,10 +29,15 @@ class Similarity(NamedTuple):
     """[LoRAs], to the telling part of the prompt as a whole."""
     clause: Floats
     """[LoRAs], to the nearest of its clauses."""
-    description: Floats
-    """[LoRAs], of the LoRA's description to the prompt as a whole; NaN also where it has none."""
-    description_clause: Floats
-    """[LoRAs], of the description to the nearest clause."""
+    asked: Floats
+    """[1 + clauses, n], the vectors of the prompt and of its clauses."""
+    descriptions: Floats
+    """[LoRAs, n], the vectors of the LoRAs' descriptions; NaN also where there is none."""
+
+    def of_descriptions(self, positions: Indices) -> tuple[Floats, Floats]:
+        """How near the descriptions of some LoRAs are to the prompt and to its nearest clause:
+        of the candidates alone, as all would take as long as all else in a large library."""
+        return _nearness(self.asked, self.descriptions[positions])
 
 
 class Texts(NamedTuple):
@@ -89,7 +94,7 @@ def similarity(prompt: Floats, names: Floats, descriptions: Floats) -> Similarit
         names: [LoRAs, n], unit vectors of `Texts.name`; NaN where there is none yet.
         descriptions: [LoRAs, n], likewise of `Texts.description`.
     """
-    return Similarity(*_nearness(prompt, names), *_nearness(prompt, descriptions))
+    return Similarity(*_nearness(prompt, names), prompt, descriptions)
 
 
 def _nearness(prompt: Floats, library: Floats) -> tuple[Floats, Floats]:

@@ -86,9 +86,9 @@ def test_descriptions_are_compared_where_there_are_any(path: Path) -> None:
     described = library("a", "b", "c")._replace(entries=entries)
     near = Meaning(path, lambda: Opened(Letters())).similarity(described, clauses("a castle"))
     assert near is not None
-    assert near.description[0] > near.description[2]
-    assert near.description_clause[0] > near.description_clause[2]
-    assert np.isnan(near.description[1]) and np.isnan(near.description_clause[1])
+    for likeness in near.of_descriptions(np.array([0, 1, 2], np.int32)):
+        assert likeness[0] > likeness[2]
+        assert np.isnan(likeness[1])
     assert not np.isnan(near.prompt).any()
 
 
