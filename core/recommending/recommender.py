@@ -280,8 +280,8 @@ def _sift(
             continue
         if too_low:
             if fits[entry.family] > 0:
-                shown = math.floor(confidence * 100) / 100  # 0.499 must not read as 0.50
-                why = f"{shown:.2f} is below the least confidence {settings.min_confidence:g}"
+                least = f"the least confidence {settings.min_confidence:g}"
+                why = f"{_shown(confidence)} is below {least}"
                 report.skip(name, "below_confidence", f"Its confidence {why}.")
                 if len(unsure) < _MOST_UNSURE:
                     loser = Candidate(entry, confidence, match(entry, query, index.rarity))
@@ -307,6 +307,11 @@ def _sift(
     return fitting, unsure
 
 
+def _shown(confidence: float) -> str:
+    # Rounded down: 0.499 must not read as 0.50 where that is the limit.
+    return f"{math.floor(confidence * 100) / 100:.2f}"
+
+
 def _nearest(chosen: Candidate, losses: Sequence[Loss]) -> str:
     """The best LoRA that lost and serves one of the same clauses, and why it lost, in words."""
     clauses = set(chosen.match.clauses)
@@ -317,7 +322,7 @@ def _nearest(chosen: Candidate, losses: Sequence[Loss]) -> str:
     loser = best.candidate
     return (
         f'The nearest alternative, "{loser.entry.title}", has confidence '
-        f"{loser.confidence:.2f}: {best.reason}."
+        f"{_shown(loser.confidence)}: {best.reason}."
     )
 
 

@@ -202,6 +202,16 @@ def test_more_evidence_and_emphasis_raise_confidence() -> None:
     assert weak < part < strong
 
 
+def test_the_nearest_alternative_has_the_confidence_that_the_skipped_one_has() -> None:
+    other = lora("ink_lines", tags=["ink"])
+    plan = plan_for("ink wash painting, a castle on a hill", other, *OTHERS)
+    (chosen,) = plan.loras
+    (lost,) = (each for each in plan.skipped if "ink_lines" in each.name)
+    figure = lost.reason.split("confidence ")[1].split(" ")[0]
+    assert 0.1 <= float(figure) < 0.6
+    assert f'"ink lines", has confidence {figure}: that is not sure enough' in chosen.reason
+
+
 def test_what_name_and_captions_both_say_counts_when_it_is_asked_for() -> None:
     def sure(title: str, prompt: str) -> tuple[float, float]:
         captioned = lora(title, "watercolor", source="tag_frequency", share=0.95)
