@@ -46,12 +46,12 @@ def measure(checkpoint: Path, rounds: int) -> dict[str, Any]:
     from intelligent_generation.core.memory.streaming import stream
 
     file = stream(checkpoint)
-    whole = host.Int8File(file.tensors, file.metadata, quantize, file.release)
+    whole = host.FileToQuantize(file.tensors, file.metadata, quantize, file.release)
     models: dict[str, Any] = {
         name: host.load_checkpoint(checkpoint, dtype=name)
         for name in ("float32", "float16", "float8_e4m3fn")
     }
-    models["int8"] = host.load_checkpoint(checkpoint, int8=whole)
+    models["int8"] = host.load_checkpoint(checkpoint, to_quantize=whole)
     context = host.encode(models["float32"].clip, [PROMPT])[0][0].float()
 
     def predict(name: str) -> torch.Tensor:

@@ -37,7 +37,7 @@ from .folders import (
     save_place,
     user_directory,
 )
-from .formats import four_bit_format, has_int8_format, pack_four_bits, quantized_formats
+from .formats import has_int8_format, int4_format, pack_int4, quantized_formats
 from .images import (
     TILE,
     Decoded,
@@ -81,7 +81,7 @@ from .models import (
     vae_module,
     with_patches,
 )
-from .quantized import Int8File
+from .quantized import FileToQuantize
 from .rules import MemoryRule, clip_with_rule, model_with_rule, rule_of, vae_with_rule
 from .sampling import sample, sampler_names, scheduler_names, sigma_nodes, with_shift
 from .serving import (
@@ -99,8 +99,8 @@ __all__ = [
     "TILE",
     "Decoded",
     "DeviceSpeed",
+    "FileToQuantize",
     "HostMachine",
-    "Int8File",
     "KeptModel",
     "LoadedModel",
     "LoraEffect",
@@ -130,10 +130,10 @@ __all__ = [
     "evictable_vram",
     "file_stamp",
     "files_of",
-    "four_bit_format",
     "has_int8_format",
     "http_routes",
     "in_parts",
+    "int4_format",
     "is_mapped",
     "is_out_of_memory",
     "joined",
@@ -150,7 +150,7 @@ __all__ = [
     "node_module",
     "on_free_memory",
     "other_changes",
-    "pack_four_bits",
+    "pack_int4",
     "patch_count",
     "patches_of",
     "progress",

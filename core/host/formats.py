@@ -42,7 +42,7 @@ NVFP4 = "nvfp4"
 
 
 @functools.cache
-def four_bit_format() -> str | None:
+def int4_format() -> str | None:
     """The format that full weights can be made 4 bits in here; None where there is none.
 
     ComfyUI has nvfp4 since 0.8: two E2M1 numbers a byte, an E4M3 scale for each 16, and one for
@@ -51,21 +51,21 @@ def four_bit_format() -> str | None:
     if NVFP4 not in quantized_formats() or model_management.get_torch_device().type == "mps":
         return None  # its scales are float8, which PyTorch has not on Apple's GPU
     try:
-        pack_four_bits(torch.eye(32))
+        pack_int4(torch.eye(32))
     except Exception:  # whatever a library raises that is not there, or for another processor
         log.info("Intelligent Generation: ComfyUI knows nvfp4, but cannot make it", exc_info=True)
         return None
     return NVFP4
 
 
-_FOUR_BIT_ROWS = 128
+_INT4_ROWS = 128
 """Scales of nvfp4 are stored in blocks of so many rows (cuBLAS's layout of block scales), so that
 pieces of whole blocks are packed as they are in one."""
 
-_FOUR_BIT_CHUNK = 4_000_000
+_INT4_CHUNK = 4_000_000
 
 
-def pack_four_bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+def pack_int4(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     """A floating-point weight [N, K] as nvfp4, by ComfyUI's own code, piece by piece.
 
     Returns:
@@ -79,7 +79,7 @@ def pack_four_bits(weight: torch.Tensor) -> dict[str, torch.Tensor]:
     algorithm = quant.QUANT_ALGOS[NVFP4]
     layout = quant.get_layout_class(algorithm["comfy_tensor_layout"])
     rows = weight.shape[0]
-    step = max(1, _FOUR_BIT_CHUNK // (weight.shape[1] * _FOUR_BIT_ROWS)) * _FOUR_BIT_ROWS
+    step = max(1, _INT4_CHUNK // (weight.shape[1] * _INT4_ROWS)) * _INT4_ROWS
     pieces = [weight[start : start + step] for start in range(0, rows, step)]
     largest = torch.stack([piece.abs().amax().to("cpu", torch.float32) for piece in pieces]).amax()
     if not torch.isfinite(largest):

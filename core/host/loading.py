@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import HostError, ModelFileError, first_line
-from .formats import four_bit_format
+from .formats import int4_format
 from .mapped import MappedFile, keep_in_file, mapped_options
 from .memory import raise_out_of_memory
-from .quantized import Int8File, int8_operations, patch_at_use
+from .quantized import FileToQuantize, patch_at_use, quantizing_operations
 
 
 class LoadedModel(NamedTuple):
@@ -34,7 +34,7 @@ def weight_dtypes() -> tuple[str, ...]:
     half = ["float16", "bfloat16"]
     # PyTorch has no float8 on Apple's GPU.
     fp8 = [] if model_management.get_torch_device().type == "mps" else ["float8_e4m3fn"]
-    four = [] if four_bit_format() is None else ["int4"]
+    four = [] if int4_format() is None else ["int4"]
     return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8", *four)
 
 
@@ -42,14 +42,15 @@ def load_checkpoint(
     path: Path,
     *,
     dtype: str | None = None,
-    int8: Int8File | None = None,
+    to_quantize: FileToQuantize | None = None,
     mapped: MappedFile | None = None,
 ) -> LoadedModel:
     """Load a checkpoint as CheckpointLoaderSimple does.
 
     Args:
         dtype: of `weight_dtypes`, for the diffusion model; None as ComfyUI chooses.
-        int8: the same file; then diffusion model and text encoders are loaded at int8.
+        to_quantize: the same file; then the weights of diffusion model and text encoders are
+            quantized as they are read.
         mapped: the same file; then their weights stay in it.
 
     Raises:
@@ -72,16 +73,16 @@ def load_checkpoint(
                 **_not_dynamic(load),
                 **common,
             )
-        elif int8 is None:
+        elif to_quantize is None:
             load = comfy.sd.load_checkpoint_guess_config
             out = load(str(path), model_options=options, **common)
         else:
-            with int8_operations(int8) as (unet_ops, text_ops):
+            with quantizing_operations(to_quantize) as (unet_ops, text_ops):
                 out = comfy.sd.load_state_dict_guess_config(
-                    dict(int8.tensors),
+                    dict(to_quantize.tensors),
                     model_options={"custom_operations": unet_ops},
                     te_model_options={"custom_operations": text_ops},
-                    metadata=dict(int8.metadata),
+                    metadata=dict(to_quantize.metadata),
                     **_not_dynamic(comfy.sd.load_state_dict_guess_config),
                     **common,
                 )
@@ -95,7 +96,7 @@ def load_checkpoint(
             "text encoder or VAE."
         )
     for patcher in (model, None if clip is None else clip.patcher):
-        if patcher is not None and int8 is not None:
+        if patcher is not None and to_quantize is not None:
             patch_at_use(patcher)
         elif patcher is not None and mapped is not None:
             keep_in_file(patcher)
@@ -106,7 +107,7 @@ def load_diffusion_model(
     path: Path,
     *,
     dtype: str | None = None,
-    int8: Int8File | None = None,
+    to_quantize: FileToQuantize | None = None,
     mapped: MappedFile | None = None,
 ) -> Any:
     """Load a diffusion model alone, as UNETLoader does; arguments as `load_checkpoint`'s.
@@ -125,13 +126,13 @@ def load_diffusion_model(
                 **({"metadata": dict(mapped.metadata)} if takes_metadata else {}),
                 **_not_dynamic(load),
             )
-        elif int8 is None:
+        elif to_quantize is None:
             model = comfy.sd.load_diffusion_model(str(path), model_options=options)
         else:
-            metadata = {"metadata": dict(int8.metadata)} if takes_metadata else {}
-            with int8_operations(int8) as (operations, _):
+            metadata = {"metadata": dict(to_quantize.metadata)} if takes_metadata else {}
+            with quantizing_operations(to_quantize) as (operations, _):
                 model = load(
-                    dict(int8.tensors),
+                    dict(to_quantize.tensors),
                     model_options={"custom_operations": operations},
                     **metadata,
                     **_not_dynamic(load),
@@ -143,21 +144,21 @@ def load_diffusion_model(
         raise ModelFileError(f"ComfyUI does not recognise the diffusion model in {path.name}.")
     if mapped is not None:
         return keep_in_file(model)
-    return model if int8 is None else patch_at_use(model)
+    return model if to_quantize is None else patch_at_use(model)
 
 
 def load_text_encoders(
     paths: Sequence[Path],
     clip_type: str,
     *,
-    int8: Sequence[Int8File] = (),
+    to_quantize: Sequence[FileToQuantize] = (),
     mapped: Sequence[MappedFile] = (),
 ) -> Any:
     """Load one to three text encoders, as ComfyUI's CLIP loaders do.
 
     Args:
         clip_type: name of a `comfy.sd.CLIPType` member, any case, e.g. `sd3`, `flux`.
-        int8: the same files, where they are to be loaded at int8.
+        to_quantize: the same files, where weights are to be quantized as they are read.
         mapped: the same files, where their weights are to stay in them.
 
     Raises:
@@ -170,7 +171,7 @@ def load_text_encoders(
             f"This ComfyUI does not know text encoders of type {clip_type!r}. Update ComfyUI."
         )
     for number, path in enumerate(paths):
-        lazy = [*int8, *mapped]
+        lazy = [*to_quantize, *mapped]
         keys = lazy[number].tensors if lazy else comfy.utils.load_torch_file(str(path))
         # ComfyUI takes any file and fills what is missing with nothing. OpenCLIP's names it turns
         # into its own only later.
@@ -194,11 +195,11 @@ def load_text_encoders(
             )
             keep_in_file(clip.patcher)
             return clip
-        if not int8:
+        if not to_quantize:
             return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], **common)
-        with int8_operations(*int8) as (_, operations):
+        with quantizing_operations(*to_quantize) as (_, operations):
             clip = load(
-                [dict(file.tensors) for file in int8],
+                [dict(file.tensors) for file in to_quantize],
                 model_options={"custom_operations": operations},
                 **_not_dynamic(load),
                 **common,

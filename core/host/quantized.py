@@ -20,46 +20,46 @@ from .mixing import mix_in
 from .serving import check_interrupt
 
 
-class Int8File(NamedTuple):
-    """A file to load at int8, or in part at 4 bits, layer by layer."""
+class FileToQuantize(NamedTuple):
+    """A file whose weights are made smaller layer by layer while it is loaded."""
 
     tensors: dict[str, torch.Tensor]
     metadata: Mapping[str, str]
-    quantize: Callable[[str, str, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
-    """quantize(part, name, weight): int8 codes [N, ...] and float32 scales [N, 1, ...]; None for
+    int8: Callable[[str, str, torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]
+    """int8(part, name, weight): int8 codes [N, ...] and float32 scales [N, 1, ...]; None for
     a weight that stays as it is. Parts: diffusion_model, text_encoder."""
     release: Callable[[torch.Tensor], None]
     """Called with each weight that is in the model and no longer needed from the file."""
-    four_bits: Callable[[str, str, torch.Tensor], Mapping[str, torch.Tensor] | None] | None = None
-    """four_bits(part, name, weight): a Linear weight of the diffusion model as `pack_four_bits`
-    gives it; None for one that stays as it is. None itself: these at int8, like all others."""
+    int4: Callable[[str, str, torch.Tensor], Mapping[str, torch.Tensor] | None] | None = None
+    """int4(part, name, weight): a Linear weight of the diffusion model as `pack_int4` gives it;
+    None for one that stays as it is. None itself: these at int8, like all others."""
 
 
-class _Int8Loading:
+class _Quantizing:
     """What layers need while a model is loaded; emptied after it, so that no file stays open."""
 
-    def __init__(self, part: str, files: Sequence[Int8File]) -> None:
+    def __init__(self, part: str, files: Sequence[FileToQuantize]) -> None:
         self.part = part
         self.files = tuple(files)
 
-    def quantize(self, name: str, weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """As Int8File.quantize; None also for a weight that the file does not have, and once
+    def int8(self, name: str, weight: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """As FileToQuantize.int8; None also for a weight that the file does not have, and once
         loading is over."""
         if weight is None or not self.files:
             return None
         check_interrupt()
-        return self.files[0].quantize(self.part, name, weight)
+        return self.files[0].int8(self.part, name, weight)
 
     def for_host(self, name: str, weight: Any) -> dict[str, torch.Tensor] | None:
         """What ComfyUI's own quantized Linear loads for a weight; None where that stays."""
         if weight is None or not self.files:
             return None
-        four = self.files[0].four_bits
-        if four is not None:
+        int4 = self.files[0].int4
+        if int4 is not None:
             check_interrupt()
-            packed = four(self.part, name, weight)
+            packed = int4(self.part, name, weight)
             return None if packed is None else {**packed, "comfy_quant": mark(NVFP4)}
-        codes = self.quantize(name, weight)
+        codes = self.int8(name, weight)
         if codes is None:
             return None
         return {"weight": codes[0], "weight_scale": codes[1], "comfy_quant": mark(INT8)}
@@ -77,7 +77,7 @@ class Int8Layer:
     ComfyUI keeps to undo a patch is the weight alone, without its scale.
     """
 
-    loading: _Int8Loading
+    loading: _Quantizing
     weight: torch.nn.Parameter
     weight_scale: torch.nn.Parameter
     weight_function: list[Any]
@@ -94,7 +94,7 @@ class Int8Layer:
     ) -> None:
         name = f"{prefix}weight"
         weight = state_dict.get(name)
-        packed = self.loading.quantize(name, weight)
+        packed = self.loading.int8(name, weight)
         if packed is None:
             super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
         else:
@@ -170,10 +170,10 @@ class _Int8Conv2d(Int8Layer, comfy.ops.manual_cast.Conv2d):
 
 
 @contextmanager
-def int8_operations(*files: Int8File) -> Iterator[tuple[type, type]]:
+def quantizing_operations(*files: FileToQuantize) -> Iterator[tuple[type, type]]:
     """ComfyUI operations for a diffusion model and for text encoders, which quantize each weight
     when it is loaded."""
-    loading = [_Int8Loading(part, files) for part in ("diffusion_model", "text_encoder")]
+    loading = [_Quantizing(part, files) for part in ("diffusion_model", "text_encoder")]
     sizes: Counter[torch.dtype] = Counter()
     for file in files:
         for tensor in file.tensors.values():
@@ -182,29 +182,28 @@ def int8_operations(*files: Int8File) -> Iterator[tuple[type, type]]:
     try:
         # Text encoders run once a prompt, and the host's layers have no weight where a file has
         # none, which CLIP-L's projection relies on.
-        four_bits = any(file.four_bits is not None for file in files)
-        hosts = _host_operations(stored, four_bits)
-        yield _int8_classes(loading[0], hosts), _int8_classes(loading[1], None)
+        hosts = _host_operations(stored, any(file.int4 is not None for file in files))
+        yield _operations(loading[0], hosts), _operations(loading[1], None)
     finally:
         for one in loading:
             one.files = ()
 
 
-def _int8_classes(loading: _Int8Loading, hosts: Any) -> type:
+def _operations(loading: _Quantizing, hosts: Any) -> type:
     if hosts is None:
         base: Any = comfy.ops.manual_cast
         linear = type("Linear", (_Int8Linear,), {"loading": loading})
     else:
         base = hosts
-        linear = type("Linear", (_HostInt8, hosts.Linear), {"loading": loading})
+        linear = type("Linear", (_HostQuantized, hosts.Linear), {"loading": loading})
     convolution = type("Conv2d", (_Int8Conv2d,), {"loading": loading})
-    return type("Int8Operations", (base,), {"Linear": linear, "Conv2d": convolution})
+    return type("QuantizingOperations", (base,), {"Linear": linear, "Conv2d": convolution})
 
 
-class _HostInt8:
+class _HostQuantized:
     """Mixed into the host's own quantized Linear: its weight is quantized when it is loaded."""
 
-    loading: _Int8Loading
+    loading: _Quantizing
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
@@ -220,15 +219,15 @@ class _HostInt8:
         self.loading.release(weight)
 
 
-def _host_operations(stored: torch.dtype, four_bits: bool) -> Any:
+def _host_operations(stored: torch.dtype, int4: bool) -> Any:
     """ComfyUI's own quantized layers; None where its format is not what is wanted."""
-    if not four_bits and not has_int8_format():
+    if not int4 and not has_int8_format():
         return None
     compute = stored if stored in (torch.float16, torch.bfloat16) else torch.float32
     make = comfy.ops.mixed_precision_ops
     device = model_management.get_torch_device()
     native = getattr(model_management, "supports_nvfp4_compute", lambda _: False)
-    if not four_bits or native(device):
+    if not int4 or native(device):
         return make({}, compute)
     # As ComfyUI does for files in this format where the device cannot multiply it: the weight is
     # made whole at each use.
@@ -296,4 +295,4 @@ def _int8_layer(model: torch.nn.Module, key: str) -> Int8Layer | None:
 
 def patch_at_use(patcher: Any) -> Any:
     """The same patcher, of a class that adds patches of int8 weights at each use."""
-    return mix_in(_OwnPatcher, patcher, "Int8")
+    return mix_in(_OwnPatcher, patcher, "Quantized")

@@ -11,7 +11,7 @@ from ..catalog import SafetensorsHeader
 from ..errors import SettingError
 from ..plan import MemoryPlan, Strategy, WeightDtype
 from .formats import is_format
-from .quantization import FOUR_BITS, int4_bytes, int8_bytes
+from .quantization import INT4_FORMAT, int4_bytes, int8_bytes
 from .resources import FreeMemory, human_bytes
 from .strategy import OWN_MEMORY
 
@@ -185,7 +185,7 @@ def allocate(
         if wanted == "int4" and dtype not in supported:
             raise SettingError(
                 "weight_dtype int4 cannot be made here: it needs a ComfyUI with the 4-bit format "
-                f"{FOUR_BITS} (0.8 or newer, with its comfy-kitchen library working on this "
+                f"{INT4_FORMAT} (0.8 or newer, with its comfy-kitchen library working on this "
                 "device), and a file whose tensors have ComfyUI's own names. Use int8."
             )
         if dtype not in supported:
@@ -255,7 +255,7 @@ def _short(
 
 def _size_in(part: PartSize, dtype: str | None, *, on_cpu: bool) -> tuple[str, int]:
     if dtype == "int4" and part.role == "diffusion_model":
-        return FOUR_BITS, part.int4_bytes
+        return INT4_FORMAT, part.int4_bytes
     if dtype in ("int8", "int4") and part.role != "vae":
         return "int8", part.int8_bytes
     if part.role != "diffusion_model" or (dtype is None and not on_cpu):

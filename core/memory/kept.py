@@ -37,14 +37,14 @@ _ENTRY_BYTES = 400
 _MOST_PARTS = 3
 
 Packed = Mapping[str, torch.Tensor]
-PackFour = Callable[[str, str, torch.Tensor], "Packed | None"]
+PackInt4 = Callable[[str, str, torch.Tensor], "Packed | None"]
 
 
 class Makers(NamedTuple):
-    """What makes weights smaller while a model is loaded; see `host.Int8File`."""
+    """What makes weights smaller while a model is loaded; see `host.FileToQuantize`."""
 
-    quantize: Callable[[str, str, torch.Tensor], Int8Weight | None]
-    four_bits: PackFour | None
+    int8: Callable[[str, str, torch.Tensor], Int8Weight | None]
+    int4: PackInt4 | None
 
 
 class KeptWeights:
@@ -66,7 +66,7 @@ class KeptWeights:
         tensors: Sequence[str],
         needs: int,
         tell: Callable[[str], None],
-        four_bits: PackFour | None = None,
+        int4: PackInt4 | None = None,
     ) -> Iterator[Makers]:
         """What makes the weights of some files: from their entry where there is a good one, else
         anew, and then they are kept once the block ends without an error.
@@ -79,17 +79,17 @@ class KeptWeights:
             tensors: names of their tensors.
             needs: bytes that the entry will take.
             tell: called with what people should know, a sentence.
-            four_bits: packs a weight in 4 bits, where that is wanted.
+            int4: packs a weight in 4 bits, where that is wanted.
         """
         limit = self._limit()
         if limit <= 0:
-            yield Makers(quantize, four_bits)
+            yield Makers(quantize, int4)
             return
         name = ", ".join(Path(one.path).name for one in files)
-        path = self._path(files, "int8" if four_bits is None else "int4")
+        path = self._path(files, "int8" if int4 is None else "int4")
         entry = _open(path, name, tell)
         if entry is not None:
-            yield _reading(entry, four_bits)
+            yield _reading(entry, int4)
             if entry.bad:
                 with suppress(OSError):
                     path.unlink()
@@ -103,9 +103,9 @@ class KeptWeights:
         with ExitStack() as held:
             writer = self._writer(held, path, tensors, needs, limit, name, tell)
             if writer is None:
-                yield Makers(quantize, four_bits)
+                yield Makers(quantize, int4)
                 return
-            yield _writing(writer, four_bits)
+            yield _writing(writer, int4)
             writer.finish(tell, name)
 
     def trim(self, limit: int) -> None:
@@ -244,22 +244,22 @@ def _open(path: Path, name: str, tell: Callable[[str], None]) -> _Entry | None:
         return None
 
 
-def _reading(entry: _Entry, four_bits: PackFour | None) -> Makers:
+def _reading(entry: _Entry, int4: PackInt4 | None) -> Makers:
     def at_int8(part: str, name: str, weight: torch.Tensor) -> Int8Weight | None:
         kept = entry.get(part, name, Int8Weight._fields)
         return quantize(part, name, weight) if kept is None else Int8Weight(**kept)
 
-    def at_four(part: str, name: str, weight: torch.Tensor) -> Packed | None:
-        assert four_bits is not None
-        kept = entry.get(part, name, _FOUR_BITS)
+    def at_int4(part: str, name: str, weight: torch.Tensor) -> Packed | None:
+        assert int4 is not None
+        kept = entry.get(part, name, _INT4_KEYS)
         if kept is None:
-            return four_bits(part, name, weight)
+            return int4(part, name, weight)
         return {**kept, "weight_scale": kept["weight_scale"].view(torch.float8_e4m3fn)}
 
-    return Makers(at_int8, at_four if four_bits else None)
+    return Makers(at_int8, at_int4 if int4 else None)
 
 
-_FOUR_BITS = ("weight", "weight_scale", "weight_scale_2")
+_INT4_KEYS = ("weight", "weight_scale", "weight_scale_2")
 
 
 # --------------------------------------------------------------------------- writing
@@ -335,21 +335,21 @@ class _Writer:
                 self._part.unlink()
 
 
-def _writing(writer: _Writer, four_bits: PackFour | None) -> Makers:
+def _writing(writer: _Writer, int4: PackInt4 | None) -> Makers:
     def at_int8(part: str, name: str, weight: torch.Tensor) -> Int8Weight | None:
         made = quantize(part, name, weight)
         if made is not None:
             writer.add(part, name, made._asdict())
         return made
 
-    def at_four(part: str, name: str, weight: torch.Tensor) -> Packed | None:
-        assert four_bits is not None
-        made = four_bits(part, name, weight)
+    def at_int4(part: str, name: str, weight: torch.Tensor) -> Packed | None:
+        assert int4 is not None
+        made = int4(part, name, weight)
         if made is not None:
             writer.add(part, name, made)
         return made
 
-    return Makers(at_int8, at_four if four_bits else None)
+    return Makers(at_int8, at_int4 if int4 else None)
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

@@ -30,7 +30,7 @@ from ..plan import ChosenModel, FileRef, MemoryPlan, ModelInfo, ModelPart, Notic
 from .allocation import Allocation, PartSize, allocate, is_quantized, part_sizes, table
 from .formats import check_formats, has_marks, layer_formats, with_formats
 from .kept import KeptWeights, Makers
-from .quantization import becomes_four_bits
+from .quantization import becomes_int4
 from .residency import FileStamp, ModelKey, ModelPool, file_stamp
 from .resources import FreeMemory
 from .streaming import stream
@@ -299,9 +299,9 @@ def load_model(
                     [name for file in files for name in headers[file].tensors],
                     needs,
                     told.append,
-                    _four_bits if allocation.dtype == "int4" else None,
+                    _pack_int4 if allocation.dtype == "int4" else None,
                 ) as makers:
-                    lazy = _Lazy(int8=[_int8_file(paths[file], makers) for file in files])
+                    lazy = _Lazy([_file_to_quantize(paths[file], makers) for file in files])
                     return host.KeptModel(load(lazy))
             if role != "vae" and in_file:
                 lazy = _Lazy(mapped=[_mapped_file(paths[file], stored) for file in files])
@@ -324,7 +324,7 @@ def load_model(
     def load_main(lazy: _Lazy) -> host.LoadedModel:
         options = {
             "dtype": dtype,
-            "int8": lazy.int8[0] if lazy.int8 else None,
+            "to_quantize": lazy.to_quantize[0] if lazy.to_quantize else None,
             "mapped": lazy.mapped[0] if lazy.mapped else None,
         }
         if choice.model.folder == "checkpoints":
@@ -474,19 +474,17 @@ _PACKED = ("int8", "int4")
 """Data types that are made layer by layer while a file is read."""
 
 
-def _int8_file(path: Path, makers: Makers) -> host.Int8File:
+def _file_to_quantize(path: Path, makers: Makers) -> host.FileToQuantize:
     file = stream(path)
-    return host.Int8File(
-        file.tensors, file.metadata, makers.quantize, file.release, makers.four_bits
-    )
+    return host.FileToQuantize(file.tensors, file.metadata, makers.int8, file.release, makers.int4)
 
 
-def _four_bits(part: str, name: str, weight: Any) -> Mapping[str, Any] | None:
-    if not becomes_four_bits(part, name, tuple(weight.shape)):
+def _pack_int4(part: str, name: str, weight: Any) -> Mapping[str, Any] | None:
+    if not becomes_int4(part, name, tuple(weight.shape)):
         return None
     if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
         return None
-    return host.pack_four_bits(weight)
+    return host.pack_int4(weight)
 
 
 def _renamed(header: SafetensorsHeader, detection: Detection) -> bool:
@@ -508,7 +506,7 @@ def _mapped_file(path: Path, dtypes: Mapping[str, str]) -> host.MappedFile:
 class _Lazy(NamedTuple):
     """The files of a part, to be loaded otherwise than by ComfyUI's loaders; at most one is set."""
 
-    int8: Sequence[host.Int8File] = ()
+    to_quantize: Sequence[host.FileToQuantize] = ()
     mapped: Sequence[host.MappedFile] = ()
 
 

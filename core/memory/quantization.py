@@ -108,11 +108,11 @@ def int8_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -
     )
 
 
-FOUR_BITS = "nvfp4"
+INT4_FORMAT = "nvfp4"
 """The format that weight_dtype int4 means."""
 
 
-def becomes_four_bits(part: str, name: str, shape: tuple[int, ...]) -> bool:
+def becomes_int4(part: str, name: str, shape: tuple[int, ...]) -> bool:
     """Whether a weight is packed in 4 bits when its model is loaded at int4: of a Linear layer of
     the diffusion model, that int8 would take too. The others are as at int8."""
     matrix = part == "diffusion_model" and len(shape) == 2
@@ -127,7 +127,7 @@ def int4_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -
     """
     rest, packed = [], 0
     for name, shape, stored in tensors:
-        if becomes_four_bits(part, name, shape):
+        if becomes_int4(part, name, shape):
             rows, columns = (-(-side // 16) * 16 for side in shape)
             scales = -(-rows // 128) * 128 * (-(-columns // 64) * 4)
             packed += rows * columns // 2 + scales + 4

@@ -41,9 +41,9 @@ def path(folder, name):
     (found,) = (one / name for one in host.model_folders(folder) if (one / name).is_file())
     return found
 
-def int8_file(path):
+def file_to_quantize(path):
     file = stream(path)
-    return host.Int8File(file.tensors, file.metadata, quantization.quantize, file.release)
+    return host.FileToQuantize(file.tensors, file.metadata, quantization.quantize, file.release)
 
 def give_back_what_is_freed():
     # Without this, malloc keeps what was freed: some hundred MB in some runs and none in others.

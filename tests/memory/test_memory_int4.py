@@ -16,10 +16,10 @@ name = "small-sdxl-unet.safetensors"
 def pack(part, name, weight):
     if weight.ndim != 2 or quantization.kept_because(part, name, tuple(weight.shape)) is not None:
         return None
-    return host.pack_four_bits(weight)
+    return host.pack_int4(weight)
 def load():
     file = path("diffusion_models", name)
-    return host.load_diffusion_model(file, int8=int8_file(file)._replace(four_bits=pack))
+    return host.load_diffusion_model(file, to_quantize=file_to_quantize(file)._replace(int4=pack))
 def predict(patcher):
     patcher.model_patches_to(CPU)
     patcher.detach()
@@ -33,7 +33,7 @@ def predict(patcher):
         ).float()
 def difference(one, other):
     return float((one - other).norm() / other.norm())
-if host.four_bit_format() is None:
+if host.int4_format() is None:
     report(offered="int4" in host.weight_dtypes(), format=None)
     sys.exit()
 """
@@ -53,7 +53,7 @@ def test_comfyuis_own_4_bits_take_a_third_and_predict_nearly_the_same(in_comfyui
 small = load()
 full = host.load_diffusion_model(path("diffusion_models", name))
 report(
-    format=host.four_bit_format(), offered="int4" in host.weight_dtypes(),
+    format=host.int4_format(), offered="int4" in host.weight_dtypes(),
     error=difference(predict(small), predict(full)),
     count=host.count_weights(host.diffusion_module(small)),
     full=host.count_weights(host.diffusion_module(full)),
@@ -82,12 +82,12 @@ def test_pieces_are_packed_as_the_whole_is(in_comfyui: InComfyUI):
         LOAD
         + """
 weight = torch.randn(1000, 80, generator=torch.Generator().manual_seed(0))
-whole = host.pack_four_bits(weight)
-host.formats._FOUR_BIT_CHUNK = 1
-pieces = host.pack_four_bits(weight)
-report(format=host.four_bit_format(), equal={key: bool(torch.equal(
+whole = host.pack_int4(weight)
+host.formats._INT4_CHUNK = 1
+pieces = host.pack_int4(weight)
+report(format=host.int4_format(), equal={key: bool(torch.equal(
     whole[key].reshape(-1).view(torch.uint8), pieces[key].reshape(-1).view(torch.uint8)))
-    for key in whole}, zeros=float(host.pack_four_bits(torch.zeros(16, 16))["weight_scale_2"]))
+    for key in whole}, zeros=float(host.pack_int4(torch.zeros(16, 16))["weight_scale_2"]))
 """
     )
     has(found)
@@ -108,7 +108,7 @@ patched = small.clone()
 added = patched.add_patches({key: ("diff", (0.3 * torch.ones(shape),))}, 1.0)
 changed = difference(predict(patched), plain)
 again = predict(small)
-report(format=host.four_bit_format(), added=len(added), changed=changed,
+report(format=host.int4_format(), added=len(added), changed=changed,
        restored=bool(torch.equal(again, plain)))
 """
     )
@@ -135,7 +135,7 @@ for name in source:
     matrix = name.endswith(".weight") and made[name].ndim == 2
     if matrix and part == "joint_blocks":
         packed = ({"weight": made[name], "weight_scale_2": torch.ones(())}
-                  if host.four_bit_format() is None else host.pack_four_bits(made[name]))
+                  if host.int4_format() is None else host.pack_int4(made[name]))
         layer = name.removesuffix("weight")
         made |= {layer + key: tensor for key, tensor in packed.items()} | {
             layer + "comfy_quant": mark.clone()}
@@ -152,7 +152,7 @@ folder_paths.filename_list_cache.clear()
 loaded = load("diffusion_models/sd3-nvfp4.safetensors")
 made_here = load("diffusion_models/small-sdxl-unet.safetensors", "int4")
 if isinstance(loaded, str):
-    report(format=host.four_bit_format(), loaded=loaded, made=made_here)
+    report(format=host.int4_format(), loaded=loaded, made=made_here)
     sys.exit()
 """
 
@@ -169,7 +169,7 @@ full = stream(path("diffusion_models", "small-sd3.safetensors")).tensors
 (name,) = (one for one in full if one.endswith("joint_blocks.0.x_block.mlp.fc1.weight"))
 whole = full[name].float()
 report(
-    format=host.four_bit_format(), info=loaded.info.weight_dtype,
+    format=host.int4_format(), info=loaded.info.weight_dtype,
     kept=type(block.weight.data).__name__, dtype=host.count_weights(block)[0],
     error=float((block.weight.dequantize().float() - whole).norm() / whole.norm()),
     again=load("diffusion_models/sd3-nvfp4.safetensors", "int4"),

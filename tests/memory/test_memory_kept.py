@@ -43,7 +43,7 @@ class Loader:
             for number, name in enumerate(NAMES):
                 if number == 3:
                     at_fourth()
-                loaded.append(makers.quantize("diffusion_model", name, weight(name)))
+                loaded.append(makers.int8("diffusion_model", name, weight(name)))
         self.told = " ".join(told)
         return loaded
 

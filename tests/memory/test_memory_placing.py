@@ -147,7 +147,7 @@ import comfy.ops
 strategy, dtype = ARGUMENTS
 file = path("checkpoints", "small-sd15.safetensors")
 if dtype == "int8":
-    model, clip, vae = host.load_checkpoint(file, int8=int8_file(file))
+    model, clip, vae = host.load_checkpoint(file, to_quantize=file_to_quantize(file))
 else:
     model, clip, vae = host.load_checkpoint(file, dtype=dtype)
 work = working(model)
