@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PROMPT = "a lighthouse at dusk, watercolor"
 FULL_SIZE = ("SD15", "SDXL")
@@ -24,7 +24,7 @@ Q8_0_BLOCK = 32
 """Numbers that share one fp16 scale in GGUF's Q8_0 (ggml's quantize_row_q8_0)."""
 
 
-def start(comfyui: Path, base: Path) -> None:
+def start(comfyui: Path, base: Path, *options: str) -> None:
     """ComfyUI's modules, as its main.py imports them."""
     sys.path[0] = str(Path(__file__).resolve().parent.parent / "scripts")
     import launch_comfyui
@@ -32,7 +32,7 @@ def start(comfyui: Path, base: Path) -> None:
     sys.meta_path.insert(0, launch_comfyui.TorchvisionOperators())
     sys.path[0] = str(comfyui)
     os.chdir(comfyui)
-    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(base), *options]
     import_module("comfy.options").enable_args_parsing()
     for name in ("utils.extra_config", "nodes"):
         import_module(name)
@@ -90,50 +90,16 @@ def _relative(found: Any, exact: Any) -> float:
 
 def _share(name: str) -> dict[str, float]:
     import torch
+    from intelligent_generation.benchmarks import _full_models
     from intelligent_generation.core.memory.quantization import int8_bytes
 
-    weights = _unet(name)
+    weights = _full_models.unet(name)
     numbers = sum(torch.Size(shape).numel() for shape in weights.values())
     rows = [(key, shape, 2 * torch.Size(shape).numel()) for key, shape in weights.items()]
     return {
         "parameters": numbers,
         "int8": int8_bytes("diffusion_model", rows) / (2 * numbers),
     }
-
-
-def _unet(name: str) -> dict[str, tuple[int, ...]]:
-    # The real architecture without memory for its weights; sizes from shapes alone.
-    import comfy.ldm.modules.diffusionmodules.openaimodel as unet
-    import comfy.ops
-    import torch
-
-    levels: dict[str, Any] = {
-        "SD15": {
-            "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2, 2, 2, 2], "context_dim": 768,
-            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
-            "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "num_heads": 8,
-        },
-        "SDXL": {
-            "channel_mult": [1, 2, 4], "num_res_blocks": [2, 2, 2], "context_dim": 2048,
-            "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
-            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "num_head_channels": 64,
-            "use_linear_in_transformer": True, "num_classes": "sequential",
-            "adm_in_channels": 2816,
-        },
-    }  # fmt: skip
-    module = unet.UNetModel(
-        image_size=32,
-        in_channels=4,
-        out_channels=4,
-        model_channels=320,
-        use_spatial_transformer=True,
-        legacy=False,
-        dtype=torch.float16,
-        device="meta",
-        operations=comfy.ops.disable_weight_init,
-        **levels[name],
-    )
-    return _shapes(module)
 
 
 def _schemes() -> dict[str, Callable[[Any], Any]]:
@@ -217,123 +183,200 @@ def _q8_0_error(module: Any, predict: Callable[[str], Any], exact: Any) -> float
 GIB = 2**30
 CARDS = (4, 6, 8, 12, 16, 24)
 """GiB of VRAM that are simulated."""
-VAE_BYTES = {"sd15": 167_335_342, "sdxl": 167_335_342, "flux-dev": 167_666_902,
-             "qwen-image": 253_806_966}  # fmt: skip
-"""VAE files in half precision: AutoencoderKL of 83.7 M parameters; Qwen-Image's, published size."""
+LIMITS = ((4, 3.5), (8, 7.5), (8, 6.0), (8, 4.0), (24, 8.0))
+"""Cards in GiB, and max_vram_gb."""
+RESERVE = int(0.4 * GIB)
+"""What ComfyUI keeps free beside what computing takes (EXTRA_RESERVED_VRAM; 0.6 on Windows)."""
+COMFYUI_TILE = 64
+"""Side in latent cells of a tile where ComfyUI decodes in tiles by itself."""
+
+
+class _FullModel(NamedTuple):
+    parts: Any
+    cells: int
+    """Of the latent's side."""
+    computing: Callable[[int], int]
+    """Bytes to compute so many texts in, ComfyUI's own estimate in half precision."""
+    texts: int
+    """2 with CFG, 1 without."""
+    largest: int
+    """Numbers in the largest weight that becomes int8."""
+    vae: Any
 
 
 def measure_sizes(checkpoint: Path, rounds: int) -> dict[str, Any]:
-    """Placement and bytes that the planner predicts for models of full size; nothing is loaded.
+    """Placement and bytes that the planner predicts for models of full size; nothing is loaded
+    but the VAEs, which tell what they decode in.
 
-    Shapes are those of the real architectures; computing is ComfyUI's own estimate at 1024 x 1024
-    (SD 1.5: 512 x 512), positive and negative text at once, half precision.
+    Shapes are those of the real architectures; what computing and decoding take are ComfyUI's own
+    estimates at 1024 x 1024 (SD 1.5: 512 x 512), in half precision. ComfyUI keeps free what one
+    text takes and a reserve; `max_vram_gb` what two take.
     """
+    import torch
+
     out: dict[str, Any] = {"measured_on_a_gpu": False}
-    for name, (parts, working) in _full_models().items():
+    for name, model in _full_models().items():
         rows: dict[str, Any] = {
-            "bytes": {part.role: part.bytes for part in parts},
-            "int8_bytes": {part.role: part.int8_bytes for part in parts},
-            "computing_bytes": working,
+            "bytes": {part.role: part.bytes for part in model.parts},
+            "int8_bytes": {part.role: part.int8_bytes for part in model.parts},
+            "computing_gib": _gib(model.computing(model.texts)),
+            "decode_gib": {
+                "whole": _gib(_decode_bytes(model, model.cells)),
+                "whole in float32": _gib(_decode_bytes(model, model.cells, torch.float32)),
+                "a tile of 512 pixels": _gib(_decode_bytes(model, COMFYUI_TILE)),
+            },
         }
         for vram in CARDS:
             rows[f"{vram} GiB"] = {
-                strategy: _predicted(parts, working, vram, strategy)
+                strategy: _predicted(model, vram, strategy, None)
                 for strategy in ("AUTO", "FULL_GPU", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD")
             }
+        for vram, cap in LIMITS:
+            rows[f"{vram} GiB, max_vram_gb {cap}"] = {
+                weight_dtype: _predicted(model, vram, "AUTO", cap, weight_dtype)
+                for weight_dtype in ("auto", "int8")
+            }
         # The smallest limit that is kept with all weights streamed: computing alone.
-        rows["least_gib"] = round(working / GIB, 2)
+        rows["least_gib"] = _gib(model.computing(2))
         out[name] = rows
     return out
 
 
-def _predicted(parts: Any, working: int, vram: int, strategy: str) -> dict[str, Any] | str:
+def _predicted(
+    model: _FullModel, vram: int, strategy: str, cap: float | None, weight_dtype: str = "auto"
+) -> dict[str, Any] | str:
+    from intelligent_generation.core import host
     from intelligent_generation.core.errors import SettingError
+    from intelligent_generation.core.host import rules
     from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory
-    from intelligent_generation.core.memory.allocation import allocate
+    from intelligent_generation.core.memory.allocation import WORKING_BYTES, allocate
 
+    # An int8 weight is made whole while its layer computes (core/host/rules.py); under a limit
+    # room is kept for that.
+    whole = 6 if not host.has_int8_format() else 2
+    limit = int((cap or vram) * GIB)
+    reserved = (
+        max(WORKING_BYTES, model.computing(1) + RESERVE) if cap is None else model.computing(2)
+    )
     machine = Machine("card", "cuda", vram * GIB, 64 * GIB, False, "NORMAL_VRAM")
     try:
         allocation = allocate(
-            plan_memory(machine, strategy=strategy),
-            parts,
+            plan_memory(
+                machine, strategy=strategy, weight_dtype=weight_dtype, max_vram_gb=cap or 0.0
+            ),
+            model.parts,
             FreeMemory(vram * GIB, 64 * GIB),
             name="the model",
             quantized=False,
             supported=("float16", "bfloat16", "float8_e4m3fn", "int8"),
-            working=working,
+            working=reserved,
         )
     except SettingError:
         return "refused"
-    held = {row.role: round(row.device_bytes / max(1, row.bytes), 2) for row in allocation.rows}
+    held = {row.role: row.device_bytes for row in allocation.rows}
+    casting = whole * model.largest if allocation.dtype == "int8" else 0
+    if cap is not None:
+        held["diffusion_model"] = min(held["diffusion_model"], max(0, limit - reserved - casting))
+    computing = {
+        "encode": ("text_encoder", rules._TEXT_WORKING),
+        "sample": ("diffusion_model", model.computing(model.texts) + casting),
+        "decode": ("vae", _decode_bytes(model, model.cells)),
+    }
+    tile = None
+    if held["vae"] and held["vae"] + computing["decode"][1] > limit:
+        tile = COMFYUI_TILE if cap is None else _tile(model, limit)
+        computing["decode"] = ("vae", _decode_bytes(model, tile))
+    sizes = {row.role: row.bytes for row in allocation.rows}
+    peaks = {
+        stage: 0 if strategy == "CPU_OFFLOAD" and not held[role] else held[role] + taken
+        for stage, (role, taken) in computing.items()
+    }
+    if allocation.together:
+        for stage, (role, _) in computing.items():
+            whole = peaks[stage] - held[role] + sum(held.values())
+            # Under a limit all others leave where they do not fit; else as much as is short.
+            if cap is None:
+                peaks[stage] = max(peaks[stage], min(limit - RESERVE, whole))
+            elif whole <= limit:
+                peaks[stage] = whole
     return {
         "dtype": allocation.dtype or "as the file",
-        "peak_gib": round(allocation.peak_bytes(working) / GIB, 2),
-        "on_device": held,
+        "peak_gib": {"all": _gib(max(peaks.values()))} | {k: _gib(v) for k, v in peaks.items()},
+        "decode_tile": None if tile is None else 8 * tile,
+        "on_device": {role: round(held[role] / max(1, sizes[role]), 2) for role in held},
         "together": allocation.together,
     }
 
 
-def _full_models() -> dict[str, tuple[Any, int]]:
-    import comfy.ldm.flux.model as flux
-    import comfy.ldm.qwen_image.model as qwen
-    import comfy.ops
-    import torch
+def _tile(model: _FullModel, limit: int) -> int:
+    """The side of the tiles that the pack decodes in under a limit."""
+    from intelligent_generation.core import host
 
-    common: dict[str, Any] = {
-        "dtype": torch.bfloat16,
-        "device": "meta",
-        "operations": comfy.ops.disable_weight_init,
+    ruled = host.vae_with_rule(model.vae, host.MemoryRule(cap=limit))
+    latent = _latent(model, model.cells)
+    return int(ruled._plan(ruled.memory_used_decode, latent, 1)[1] or model.cells)
+
+
+def _decode_bytes(model: _FullModel, cells: int, dtype: Any = None) -> int:
+    used = model.vae.memory_used_decode(_latent(model, cells), dtype or model.vae.vae_dtype)
+    return int(used)
+
+
+def _latent(model: _FullModel, cells: int) -> tuple[int, ...]:
+    frames = (1,) if model.vae.latent_dim == 3 else ()
+    return (1, model.vae.latent_channels, *frames, cells, cells)
+
+
+def _gib(size: float) -> float:
+    return round(size / GIB, 2)
+
+
+def _full_models() -> dict[str, _FullModel]:
+    from intelligent_generation.benchmarks import _full_models as full
+
+    encoders = {
+        name: {f"{name}.{key}": shape for key, shape in full.text_encoder(name).items()}
+        for name in ("clip_l", "clip_g", "t5xxl", "qwen25_7b")
     }
-    flux_dev = flux.Flux(
-        image_model="flux", in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096,
-        hidden_size=3072, mlp_ratio=4.0, num_heads=24, depth=19, depth_single_blocks=38,
-        axes_dim=[16, 56, 56], theta=10_000, patch_size=2, qkv_bias=True, guidance_embed=True,
-        **common,
-    )  # fmt: skip
-    qwen_image = qwen.QwenImageTransformer2DModel(**common)
-    encoders = _full_encoders()
+    two_clips = encoders["clip_l"] | encoders["clip_g"]
     made = {
-        "sd15": (_unet("SD15"), encoders["clip_l"], 512, 1.0),
-        "sdxl": (_unet("SDXL"), encoders["clip_l"] | encoders["clip_g"], 1024, 0.8),
-        "flux-dev": (_shapes(flux_dev), encoders["clip_l"] | encoders["t5xxl"], 1024, 3.1),
-        "qwen-image": (_shapes(qwen_image), encoders["qwen25_7b"], 1024, 1.8),
-    }
-    out = {}
-    for name, (diffusion, text, side, factor) in made.items():
-        # BaseModel.memory_required: bytes of the type, 0.01 MiB a cell, the family's factor.
-        working = int(2 * (side // 8) ** 2 * 2 * 0.01 * factor * 2**20)
-        out[name] = (_parts(diffusion, text, VAE_BYTES[name]), working)
-    return out
+        "sd15": (full.unet("SD15"), encoders["clip_l"], full.vae(4), 64, 1.0, 2),
+        "sdxl": (full.unet("SDXL"), two_clips, full.vae(4), 128, 0.8, 2),
+        "flux-dev": (
+            full.flux_dev(), encoders["clip_l"] | encoders["t5xxl"], full.vae(16), 128, 3.1, 1,
+        ),
+        "qwen-image": (
+            full.qwen_image(), encoders["qwen25_7b"], full.qwen_image_vae(), 128, 1.8, 2,
+        ),
+    }  # fmt: skip
+    return {name: _full_model(*values) for name, values in made.items()}
 
 
-def _full_encoders() -> dict[str, dict[str, tuple[int, ...]]]:
-    import comfy.clip_model
-    import comfy.ops
-    import comfy.sd1_clip
-    import comfy.text_encoders.llama as llama
-    import comfy.text_encoders.t5 as t5
+def _full_model(
+    diffusion: Any, text: Any, vae: Any, cells: int, factor: float, texts: int
+) -> _FullModel:
+    import comfy.sd
     import torch
+    from intelligent_generation.core.memory.quantization import kept_because
 
-    folder = Path(comfy.sd1_clip.__file__).parent
-    arguments = (torch.float16, "meta", comfy.ops.disable_weight_init)
+    def computing(texts: int) -> int:
+        # BaseModel.memory_required: bytes of the type, 0.01 MiB a cell, the family's factor.
+        return int(texts * cells**2 * 2 * 0.01 * factor * 2**20)
 
-    def config(name: str) -> dict[str, Any]:
-        return json.loads((folder / name).read_text(encoding="utf-8"))
-
-    modules = {
-        "clip_l": comfy.clip_model.CLIPTextModel(config("sd1_clip_config.json"), *arguments),
-        "clip_g": comfy.clip_model.CLIPTextModel(config("clip_config_bigg.json"), *arguments),
-        "t5xxl": t5.T5(config("text_encoders/t5_config_xxl.json"), *arguments),
-        "qwen25_7b": llama.Qwen25_7BVLI({}, *arguments),
-    }
-    return {
-        name: {f"{name}.{key}": shape for key, shape in _shapes(module).items()}
-        for name, module in modules.items()
-    }
-
-
-def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    weights = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in vae.items()}
+    largest = max(
+        math.prod(shape)
+        for name, shape in diffusion.items()
+        if kept_because("diffusion_model", name, shape) is None
+    )
+    return _FullModel(
+        _parts(diffusion, text, 2 * sum(map(math.prod, vae.values()))),
+        cells,
+        computing,
+        texts,
+        largest,
+        comfy.sd.VAE(sd=weights, dtype=torch.bfloat16),
+    )
 
 
 def _parts(

@@ -15,7 +15,7 @@ from typing import Any
 from ..scripts.comfyui import find_comfyui, prepare_base
 from ..scripts.sample_models import SMALL_MODEL, sample_model
 from ..scripts.world import files
-from . import _memory_pool, _memory_process
+from . import _memory_full, _memory_pool, _memory_process
 from .world import compare_weight_dtypes
 
 ROUNDS = {"int8": 9, "sizes": 1, "strategies": 5, "attention": 5}
@@ -46,10 +46,11 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed; with the end of what it said.
     """
-    if argv and argv[0] in _memory_pool.KINDS:
-        return _memory_pool.KINDS[argv[0]](argv[1:])
+    others = {**_memory_pool.KINDS, "full": _memory_full.full}
+    if argv and argv[0] in others:
+        return others[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="memory", description="Strategies and data types.")
-    parser.add_argument("what", choices=[*ROUNDS, "world", *_memory_pool.KINDS])
+    parser.add_argument("what", choices=[*ROUNDS, "world", *others])
     parser.add_argument("--model", choices=["world", "random"], default=None)
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--prompts", type=int, default=100)

@@ -57,6 +57,7 @@ from .loading import (
     load_diffusion_model,
     load_text_encoders,
     load_vae,
+    vae_dtype,
     weight_dtypes,
 )
 from .lora import LoraEffect, apply_lora
@@ -169,6 +170,7 @@ __all__ = [
     "upscale_image",
     "upscale_latent",
     "user_directory",
+    "vae_dtype",
     "vae_module",
     "vae_with_rule",
     "weight_dtypes",

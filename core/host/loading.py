@@ -38,6 +38,15 @@ def weight_dtypes() -> tuple[str, ...]:
     return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8", *four)
 
 
+def vae_dtype() -> str:
+    """torch's name of the data type that ComfyUI makes a VAE's weights here, whatever its file
+    has: half precision where the device computes in a kind that VAEs bear, which is most often
+    bfloat16 alone."""
+    kinds = [torch.bfloat16, torch.float32]  # what most of comfy.sd.VAE's kinds allow
+    chosen = model_management.vae_dtype(model_management.vae_device(), kinds)
+    return str(chosen).removeprefix("torch.")
+
+
 def load_checkpoint(
     path: Path,
     *,

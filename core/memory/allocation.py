@@ -31,6 +31,7 @@ WORKING_BYTES = 1_288_490_189
 """What ComfyUI keeps free of weights for computing: 0.8 GiB and 0.4 GiB of reserve
 (minimum_inference_memory in its model_management.py)."""
 _CPU_ITEM = 4  # ComfyUI computes in float32 on a CPU, and holds the diffusion model so
+_ITEMS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PREFIXES: tuple[tuple[str, Role], ...] = (
     ("model.diffusion_model.", "diffusion_model"),
     ("model.model.", "diffusion_model"),
@@ -95,11 +96,15 @@ class Allocation(NamedTuple):
         return working + (sum(held) if self.together else max(held, default=0))
 
 
-def part_sizes(headers: Sequence[tuple[Role | None, SafetensorsHeader]]) -> tuple[PartSize, ...]:
+def part_sizes(
+    headers: Sequence[tuple[Role | None, SafetensorsHeader]], vae_dtype: str | None = None
+) -> tuple[PartSize, ...]:
     """The parts in some files.
 
     Args:
         headers: of each file, with its role; None for a checkpoint, which holds several.
+        vae_dtype: torch's name of what ComfyUI makes the weights of VAEs here, whatever the file
+            has; None: as the file.
     """
     tensors: dict[Role, list[tuple[str, tuple[int, ...], int]]] = {}
     dtypes: dict[Role, Counter[str]] = {}
@@ -110,11 +115,14 @@ def part_sizes(headers: Sequence[tuple[Role | None, SafetensorsHeader]]) -> tupl
             role, name = (given, full_name) if given else _part_of(full_name)
             if given is None and role in own_files:
                 continue  # a file of its own takes the place of what is in the checkpoint
-            tensors.setdefault(role, []).append((name, info.shape, info.bytes))
-            dtypes.setdefault(role, Counter())[info.dtype] += info.bytes
+            dtype, size = info.dtype, info.bytes
+            if role == "vae" and vae_dtype is not None:
+                dtype, size = vae_dtype, math.prod(info.shape) * _ITEMS[vae_dtype]
+            tensors.setdefault(role, []).append((name, info.shape, size))
+            dtypes.setdefault(role, Counter())[dtype] += size
             # ComfyUI keeps what a file has in a format of its own, on a processor too.
             kept = role != "diffusion_model" or is_format(info.dtype) or name.endswith(_SCALES)
-            on_cpu[role] += info.bytes if kept else math.prod(info.shape) * _CPU_ITEM
+            on_cpu[role] += size if kept else math.prod(info.shape) * _CPU_ITEM
     return tuple(
         _size(role, tensors[role], dtypes[role], on_cpu[role])
         for role in get_args(Role)

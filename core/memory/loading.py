@@ -272,9 +272,10 @@ def load_model(
     room = free()
     if plan.strategy == "AUTO" and pool.has(whole):
         room = room._replace(ram=max(room.ram, plan.ram_total_bytes))
+    vae_dtype = host.vae_dtype()
     allocation = allocate(
         plan,
-        part_sizes([(_role(file), header) for file, header in headers.items()]),
+        part_sizes([(_role(file), header) for file, header in headers.items()], vae_dtype),
         room,
         name=choice.model.name,
         quantized=quantized,
@@ -307,7 +308,7 @@ def load_model(
                 lazy = _Lazy(mapped=[_mapped_file(paths[file], stored) for file in files])
             return host.KeptModel(load(lazy))
 
-        sizes = [part_sizes([(_role(file), headers[file])]) for file in files]
+        sizes = [part_sizes([(_role(file), headers[file])], vae_dtype) for file in files]
         needs = sum(
             0 if in_file and part.role != "vae" else _needed(part, allocation.dtype, plan)
             for parts in sizes

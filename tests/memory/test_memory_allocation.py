@@ -186,6 +186,10 @@ def test_the_parts_of_a_checkpoint_are_told_apart_and_files_of_their_own_take_th
     assert sizes["diffusion_model"].int8_bytes == convolution + 4 * 320 + 2 * embedding + 4000
     assert sizes["text_encoder"].int8_bytes == 512 * 512 + 4 * 512
     assert sizes["vae"] == PartSize("vae", "float32", 400, 400, 400, 400)
+    (half,) = (part for part in part_sizes([(None, checkpoint)], "bfloat16") if part.role == "vae")
+    assert half == PartSize("vae", "bfloat16", *[200] * 4), (
+        "ComfyUI casts it, whatever the file has"
+    )
 
     one, two = (tensors(**{"b.weight": ("F16", (size, size))}) for size in (300, 400))
     headers = [(None, checkpoint), ("text_encoder", one), ("text_encoder", two)]
