@@ -210,11 +210,14 @@ def measure_sizes(checkpoint: Path, rounds: int) -> dict[str, Any]:
 
     Shapes are those of the real architectures; what computing and decoding take are ComfyUI's own
     estimates at 1024 x 1024 (SD 1.5: 512 x 512), in half precision. ComfyUI keeps free what one
-    text takes and a reserve; `max_vram_gb` what two take.
+    text takes and a reserve; `max_vram_gb` what two take. `table` is what placements by the size of
+    the card alone take while sampling, beside AUTO; see _memory_floor.py.
     """
     import torch
+    from intelligent_generation.benchmarks._memory_floor import counted, floor
 
     out: dict[str, Any] = {"measured_on_a_gpu": False}
+    beside = []
     for name, model in _full_models().items():
         rows: dict[str, Any] = {
             "bytes": {part.role: part.bytes for part in model.parts},
@@ -231,6 +234,9 @@ def measure_sizes(checkpoint: Path, rounds: int) -> dict[str, Any]:
                 strategy: _predicted(model, vram, strategy, None)
                 for strategy in ("AUTO", "FULL_GPU", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD")
             }
+            at_auto = _allocation(model, vram, "AUTO", None, "auto")
+            beside.append(floor(at_auto, _reserved(model, None), vram * GIB))
+            rows[f"{vram} GiB"]["table"] = beside[-1].as_gib()
         for vram, cap in LIMITS:
             rows[f"{vram} GiB, max_vram_gb {cap}"] = {
                 weight_dtype: _predicted(model, vram, "AUTO", cap, weight_dtype)
@@ -239,7 +245,33 @@ def measure_sizes(checkpoint: Path, rounds: int) -> dict[str, Any]:
         # The smallest limit that is kept with all weights streamed: computing alone.
         rows["least_gib"] = _gib(model.computing(2))
         out[name] = rows
-    return out
+    return out | {"floor": counted(beside)}
+
+
+def _reserved(model: _FullModel, cap: float | None) -> int:
+    if cap is not None:
+        return model.computing(2)
+    from intelligent_generation.core.memory.allocation import WORKING_BYTES
+
+    return max(WORKING_BYTES, model.computing(1) + RESERVE)
+
+
+def _allocation(
+    model: _FullModel, vram: int, strategy: str, cap: float | None, weight_dtype: str
+) -> Any:
+    from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory
+    from intelligent_generation.core.memory.allocation import allocate
+
+    machine = Machine("card", "cuda", vram * GIB, 64 * GIB, False, "NORMAL_VRAM")
+    return allocate(
+        plan_memory(machine, strategy=strategy, weight_dtype=weight_dtype, max_vram_gb=cap or 0.0),
+        model.parts,
+        FreeMemory(vram * GIB, 64 * GIB),
+        name="the model",
+        quantized=False,
+        supported=("float16", "bfloat16", "float8_e4m3fn", "int8"),
+        working=_reserved(model, cap),
+    )
 
 
 def _predicted(
@@ -248,29 +280,14 @@ def _predicted(
     from intelligent_generation.core import host
     from intelligent_generation.core.errors import SettingError
     from intelligent_generation.core.host import rules
-    from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory
-    from intelligent_generation.core.memory.allocation import WORKING_BYTES, allocate
 
     # An int8 weight is made whole while its layer computes (core/host/rules.py); under a limit
     # room is kept for that.
     whole = 6 if not host.has_int8_format() else 2
     limit = int((cap or vram) * GIB)
-    reserved = (
-        max(WORKING_BYTES, model.computing(1) + RESERVE) if cap is None else model.computing(2)
-    )
-    machine = Machine("card", "cuda", vram * GIB, 64 * GIB, False, "NORMAL_VRAM")
+    reserved = _reserved(model, cap)
     try:
-        allocation = allocate(
-            plan_memory(
-                machine, strategy=strategy, weight_dtype=weight_dtype, max_vram_gb=cap or 0.0
-            ),
-            model.parts,
-            FreeMemory(vram * GIB, 64 * GIB),
-            name="the model",
-            quantized=False,
-            supported=("float16", "bfloat16", "float8_e4m3fn", "int8"),
-            working=reserved,
-        )
+        allocation = _allocation(model, vram, strategy, cap, weight_dtype)
     except SettingError:
         return "refused"
     held = {row.role: row.device_bytes for row in allocation.rows}

@@ -555,7 +555,9 @@ class MemoryPlan(PlanObject):
     strategy: Strategy = "AUTO"
     """Where the parts of a model are held:
 
-    - AUTO: where ComfyUI puts them; below RAM in their files when RAM is short.
+    - AUTO: all on the device together where they fit there; else text encoders and VAE leave it
+      while the diffusion model samples, what does not fit is streamed, and the weights stay in
+      their files when RAM is short. Where ComfyUI streams weights itself, as it does that.
     - FULL_GPU: all on the device, whole, together.
     - CPU_OFFLOAD: the diffusion model on the device; text encoders and VAE run on the processor.
     - SEQUENTIAL: one part at a time on the device, nothing else beside it.

@@ -26,9 +26,10 @@ class MemoryStrategy(io.ComfyNode):
                     "strategy",
                     options=["AUTO", "FULL_GPU", "CPU_OFFLOAD", "SEQUENTIAL", "DISK_OFFLOAD"],
                     default="AUTO",
-                    tooltip="AUTO: ComfyUI manages memory itself. FULL_GPU: all whole in VRAM. "
-                    "CPU_OFFLOAD: text encoders and VAE run on the processor. SEQUENTIAL: one part "
-                    "at a time in VRAM. DISK_OFFLOAD: likewise, weights stay in the file.",
+                    tooltip="AUTO: together in VRAM where the parts fit, else in turn. "
+                    "FULL_GPU: all whole in VRAM. CPU_OFFLOAD: text encoders and VAE run on the "
+                    "processor. SEQUENTIAL: one part at a time in VRAM. DISK_OFFLOAD: likewise, "
+                    "weights stay in the file.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",

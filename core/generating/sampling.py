@@ -38,6 +38,8 @@ class Sampled(NamedTuple):
     """Peak on the device that samples; None where it cannot be read."""
     tiled_decode: bool
     """Whether the image was decoded in tiles: as planned, or because ComfyUI fell back to it."""
+    places: tuple[host.SamplingPlace, ...]
+    """How the diffusion model was held, in each pass; none where no rule is at work."""
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Progress:
     conditionings: tuple[Any, Any] | None = None
     sampled: dict[str, Any] | None = None
     refined: dict[str, Any] | None = None
+    places: list[host.SamplingPlace] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -80,7 +83,9 @@ def run(
     done = progress or Progress()
     with host.PeakMemory(model, clip.patcher, getattr(vae, "patcher", None)) as peak:
         decoded, latent, loras, timings = _run(plan, model, clip, vae, locate, done, clock)
-    return Sampled(decoded.image, latent, loras, timings, peak.bytes, decoded.tiled)
+    return Sampled(
+        decoded.image, latent, loras, timings, peak.bytes, decoded.tiled, tuple(done.places)
+    )
 
 
 def _run(
@@ -118,7 +123,7 @@ def _run(
         shifted = host.with_shift(loras.model, sampling.shift)
     at_once = plan.concessions.images_at_once or sampling.batch_size
     if done.sampled is None:
-        with timed("sample", "sample"):
+        with timed("sample", "sample"), host.sampling_places() as done.places:
             latent = host.empty_latent(sampling.width, sampling.height, sampling.batch_size, vae)
             done.sampled = host.joined(
                 [
@@ -142,8 +147,9 @@ def _run(
     latent = done.sampled
     if sampling.second_pass is not None:
         if done.refined is None:
-            with timed("refine", "refine"):
+            with timed("refine", "refine"), host.sampling_places() as places:
                 done.refined = _refine(plan, latent, shifted, positive, negative, vae, at_once)
+            done.places += places
         latent = done.refined
     with timed("decode", "decode"):
         decoded = _decode(vae, latent, plan.concessions.tiled_decode, at_once)

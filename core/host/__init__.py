@@ -83,7 +83,15 @@ from .models import (
     with_patches,
 )
 from .quantized import FileToQuantize
-from .rules import MemoryRule, clip_with_rule, model_with_rule, rule_of, vae_with_rule
+from .rules import (
+    MemoryRule,
+    SamplingPlace,
+    clip_with_rule,
+    model_with_rule,
+    rule_of,
+    sampling_places,
+    vae_with_rule,
+)
 from .sampling import sample, sampler_names, scheduler_names, sigma_nodes, with_shift
 from .serving import (
     blocked,
@@ -110,6 +118,7 @@ __all__ = [
     "Patches",
     "PeakMemory",
     "Residency",
+    "SamplingPlace",
     "SavePlace",
     "WeightCount",
     "apply_lora",
@@ -160,6 +169,7 @@ __all__ = [
     "rule_of",
     "sample",
     "sampler_names",
+    "sampling_places",
     "save_place",
     "scheduler_names",
     "show_text",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import comfy.model_management as model_management
@@ -26,6 +29,9 @@ class MemoryRule(NamedTuple):
     """Loaded whole, however much room ComfyUI sees."""
     alone: bool = False
     """Whatever else is on the device leaves it before this part comes."""
+    makes_room: bool = False
+    """Where it does not fit on the device beside them, text encoders and VAEs leave it whole before
+    this part samples; ComfyUI would leave there what just fits."""
     on_processor: bool = False
     """Loaded and run on the processor."""
     streamed: bool = False
@@ -118,6 +124,7 @@ class _RuledPatcher:
             _make_room(patcher, rule, _TEXT_WORKING)
         if patcher.loaded_size() and patcher.current_loaded_device() != device_to:
             patcher.detach()  # a clone of it ran on the other device
+        limit = None
         if not getattr(patcher, "is_dynamic", bool)():
             if not patcher.loaded_size():
                 _unmark(patcher.model)
@@ -126,7 +133,10 @@ class _RuledPatcher:
                 extra_memory = min(extra_memory, limit - patcher.loaded_size())
             elif rule.whole:
                 extra_memory = _UNLIMITED
-        return load.partially_load(device_to, extra_memory, force_patch_weights)
+        loaded = load.partially_load(device_to, extra_memory, force_patch_weights)
+        if limit is not None:
+            _trim(patcher, limit)
+        return loaded
 
     def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
         super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
@@ -156,48 +166,79 @@ _UNLIMITED = 1e32  # what ComfyUI itself passes to load all
 
 
 def _weight_limit(patcher: Any, rule: MemoryRule) -> int | None:
-    """Bytes of weights that may be on the device, buffers of streamed ones included."""
+    """Bytes that the weights on the device may take, with what `_on_top` of them counts."""
     if rule.streamed:
         return 0
     if rule.cap is None:
         return None
     working = attached(patcher, _WORKING)
-    working = _TEXT_WORKING if working is None else working
-    return max(0, rule.cap - working - _casting(patcher.model))
+    return max(0, rule.cap - (_TEXT_WORKING if working is None else working))
 
 
-def _casting(module: torch.nn.Module) -> int:
-    """Bytes that the largest weight takes on top of itself while its layer computes, where it is
-    stored in another data type than it computes in; wherever it is kept.
+def _trim(patcher: Any, limit: int) -> None:
+    """Take weights off the device until what their layers take on top of them has room too.
 
-    What a layer that is kept elsewhere takes when it is brought to the device is not in it:
-    ComfyUI takes that off the bytes that it is allowed to keep there.
+    ComfyUI reserves some of that itself where it loads a model in part, and how much differs by
+    version: the layers on their way, what a LoRA takes, lately (0.27) what a cast takes. So it is
+    given the whole limit, and only what its reserve is short of is made up for here.
     """
-    compute = getattr(module, "manual_cast_dtype", None)
+    while patcher.loaded_size():
+        over = patcher.loaded_size() + _on_top(patcher) - limit
+        if over <= 0 or not patcher.partially_unload(patcher.offload_device, max(1, over // 2)):
+            break
+
+
+def _is_kept(layer: Any) -> bool:
+    return bool(getattr(layer, "comfy_patched_weights", False))
+
+
+def _all_kept(_: Any) -> bool:
+    return True
+
+
+def _none_kept(_: Any) -> bool:
+    return False
+
+
+def _on_top(patcher: Any, kept: Callable[[Any], bool] = _is_kept) -> int:
+    """Bytes that layers take on the device beside the weights that are kept there: the one that
+    computes, and those that are on their way.
+
+    A layer that is not kept comes to the device once for each of ComfyUI's streams and once more.
+
+    Args:
+        kept: which layers' weights are kept on the device; by default those that are now.
+    """
+    copies = getattr(model_management, "NUM_STREAMS", 0) + 1
     most = 0
-    for layer in module.modules():
-        weight = layer._parameters.get("weight")
-        if weight is None or not hasattr(layer, "comfy_cast_weights"):
-            continue
-        if isinstance(layer, Int8Layer) and layer.quantized:
-            most = max(most, 6 * weight.numel())  # made whole in float32, then in half of that
-        elif hasattr(weight, "_qdata"):
-            most = max(most, weight.numel() * (compute or weight.dtype).itemsize)
-        elif compute is not None and weight.dtype != compute:
-            most = max(most, weight.numel() * compute.itemsize)
+    for name, layer in patcher.model.named_modules():
+        if hasattr(layer, "comfy_cast_weights"):
+            stays = kept(layer)
+            coming = 0 if stays else copies * model_management.module_size(layer)
+            most = max(most, coming + _computing(patcher, f"{name}.weight", layer, baked=stays))
     return most
 
 
-def _streaming(patcher: Any) -> int:
-    """Bytes that the layers take which are on their way to the device and in use there, where not
-    all of a model is kept there: the largest, once for each of ComfyUI's streams and once more."""
-    sizes = (
-        model_management.module_size(layer)
-        for layer in patcher.model.modules()
-        if hasattr(layer, "comfy_cast_weights")
-    )
-    streams = getattr(model_management, "NUM_STREAMS", 0)
-    return (streams + 1) * max(sizes, default=0)
+def _computing(patcher: Any, key: str, layer: Any, *, baked: bool) -> int:
+    """Bytes that a layer's weight takes beside itself while the layer computes: made whole in the
+    data type that is computed in, and what a LoRA adds to it, once as the product of its two
+    matrices and once scaled.
+
+    Args:
+        key: of the weight among the patches.
+        baked: whether ComfyUI has added patches to the weight already.
+    """
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return 0
+    numbers = weight.numel()
+    patched = key in patcher.patches
+    if isinstance(layer, Int8Layer) and layer.quantized:  # in float32, then in half of that
+        return numbers * (12 if patched else 6)
+    compute = getattr(patcher.model, "manual_cast_dtype", None)
+    item = (compute or weight.dtype).itemsize
+    made_whole = hasattr(weight, "_qdata") or (compute is not None and weight.dtype != compute)
+    return numbers * item * (made_whole + (2 if patched and not baked else 0))
 
 
 def _keep_to_cap(patcher: Any, *_: Any) -> None:
@@ -210,19 +251,44 @@ def _keep_to_cap(patcher: Any, *_: Any) -> None:
         bar = patcher._vbar_get()
         if bar is None:
             return
-        if limit < patcher.model_size():  # what streams in lies outside of what the bar counts
-            limit = max(0, limit - _streaming(patcher))
+        # What streams in lies outside of what the bar counts.
+        whole = patcher.model_size() + _on_top(patcher, _all_kept) <= limit
+        limit = max(0, limit - _on_top(patcher, _all_kept if whole else _none_kept))
         if hasattr(bar, "set_watermark"):
             bar.set_watermark(limit)
         else:  # before aimdo 0.4.10: freeing all leaves the floor as the highest page in use
             bar.set_watermark_limit(limit)
             bar.free_memory(1 << 60)
-    elif not isinstance(patcher, _RuledPatcher) and patcher.loaded_size() > limit:
-        patcher.partially_unload(patcher.offload_device, patcher.loaded_size() - limit)
+    elif not isinstance(patcher, _RuledPatcher):
+        _trim(patcher, limit)
 
 
-def _make_room(patcher: Any, rule: MemoryRule, working: int) -> None:
-    """Put other models off the device, where the rule wants the device alone or its cap asks."""
+class SamplingPlace(NamedTuple):
+    """How a diffusion model with a rule was held while it sampled."""
+
+    made_room: bool
+    """Whether others left the device for it."""
+    bytes: int
+    loaded_bytes: int
+    """On the device; the rest was streamed in at each step."""
+
+
+_places: ContextVar[list[SamplingPlace] | None] = ContextVar("sampling_places", default=None)
+
+
+@contextmanager
+def sampling_places() -> Iterator[list[SamplingPlace]]:
+    """Collects how diffusion models are held that sample in the block, in their order."""
+    places: list[SamplingPlace] = []
+    token = _places.set(places)
+    try:
+        yield places
+    finally:
+        _places.reset(token)
+
+
+def _make_room(patcher: Any, rule: MemoryRule, working: int) -> bool:
+    """Put other models off the device where the rule asks for that; whether any left."""
     attach(patcher, _WORKING, working)
     device = patcher.load_device
     others = [
@@ -230,21 +296,47 @@ def _make_room(patcher: Any, rule: MemoryRule, working: int) -> None:
         for one in list(model_management.current_loaded_models)
         if one.model is not None and one.device == device and not one.model.is_clone(patcher)
     ]
-    if not rule.alone:
-        if rule.cap is None:
-            return
-        others = [(one, model) for one, model in others if _same_cap(rule, rule_of(model))]
-        held = sum(model.loaded_size() for _, model in others)
-        if held + patcher.model_size() + working <= rule.cap:
-            return
-    if others:
-        leaving = {id(one) for one, _ in others}
-        keep = [one for one in model_management.current_loaded_models if id(one) not in leaving]
-        model_management.free_memory(1e30, device, keep_loaded=keep)
+    leaving = _leaving([model for _, model in others], patcher, rule, working)
+    if not leaving:
+        return False
+    gone = {id(one) for one, model in others if any(model is other for other in leaving)}
+    keep = [one for one in model_management.current_loaded_models if id(one) not in gone]
+    model_management.free_memory(1e30, device, keep_loaded=keep)
+    return True
+
+
+def _leaving(others: list[Any], patcher: Any, rule: MemoryRule, working: int) -> list[Any]:
+    if rule.alone:
+        return others
+    leaving = []
+    if rule.cap is not None:
+        same = [one for one in others if _same_cap(rule, rule_of(one))]
+        held = sum(one.loaded_size() for one in same) + patcher.model_size()
+        if held + _on_top(patcher, _all_kept) + working > rule.cap:
+            leaving = same
+    if rule.makes_room and _is_short(patcher, working):
+        leaving = [*leaving, *filter(_is_text_encoder_or_vae, others)]
+    return leaving
 
 
 def _same_cap(rule: MemoryRule, other: MemoryRule | None) -> bool:
     return other is not None and other.cap == rule.cap
+
+
+def _is_short(patcher: Any, working: int) -> bool:
+    """Whether ComfyUI would have to put others off the device for this one to sample: its
+    load_models_gpu reckons so, but for what layers take on top of their weights."""
+    missing = patcher.model_size() - patcher.loaded_size()
+    computing = max(
+        model_management.minimum_inference_memory(),
+        working + model_management.extra_reserved_memory(),
+    )
+    needed = 1.1 * missing + computing + _on_top(patcher, _all_kept)
+    return needed > model_management.get_free_memory(patcher.load_device)
+
+
+def _is_text_encoder_or_vae(patcher: Any) -> bool:
+    return bool(patcher.is_clip) or hasattr(patcher.model, "decode")
 
 
 def _prepare_sampling(
@@ -252,20 +344,31 @@ def _prepare_sampling(
 ) -> Any:
     """Wrapped around the loading of a MODEL for sampling: its rule, for this very size."""
     rule = rule_of(model)
-    if rule is not None:
-        # Positive and negative text are computed together, as ComfyUI's own estimate has it.
-        shape = [noise_shape[0] * 2, *noise_shape[1:]]
-        working = int(model.model.memory_required(shape))
-        least = working + _casting(model.model) + min(_streaming(model), model.model_size())
-        if rule.cap is not None and least > rule.cap:
-            raise SettingError(
-                f"max_vram_gb is too low: computing this size and batch takes "
-                f"{least / 1024**3:.2f} GB with the layers that compute at one time, and the "
-                f"limit is {rule.cap / 1024**3:.2f}. Make the image or the batch smaller, or raise "
-                "max_vram_gb in MemoryStrategy."
-            )
-        _make_room(model, rule, working)
-    return executor(model, noise_shape, *arguments, **options)
+    if rule is None:
+        return executor(model, noise_shape, *arguments, **options)
+    # Positive and negative text are computed together, as ComfyUI's own estimate has it.
+    shape = [noise_shape[0] * 2, *noise_shape[1:]]
+    working = int(model.model.memory_required(shape))
+    # All of it kept, or none, whichever takes less.
+    least = working + min(
+        model.model_size() + _on_top(model, _all_kept), _on_top(model, _none_kept)
+    )
+    if rule.cap is not None and least > rule.cap:
+        raise SettingError(
+            f"max_vram_gb is too low: computing this size and batch takes "
+            f"{least / 1024**3:.2f} GB with the layers that compute at one time, and the "
+            f"limit is {rule.cap / 1024**3:.2f}. Make the image or the batch smaller, or raise "
+            "max_vram_gb in MemoryStrategy."
+        )
+    made_room = _make_room(model, rule, working)
+    prepared = executor(model, noise_shape, *arguments, **options)
+    places = _places.get()
+    if places is not None and not getattr(model, "is_dynamic", bool)():
+        size = int(model.model_size())
+        in_part = getattr(model.model, "model_lowvram", False)
+        loaded = int(model.loaded_size()) if in_part else size
+        places.append(SamplingPlace(made_room, size, loaded))
+    return prepared
 
 
 class _RuledVAE:

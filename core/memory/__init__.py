@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         load_model,
         missing_parts,
     )
-    from .placing import Placed, place
+    from .placing import Placed, is_auto, place, told
 
 __all__ = [
     "OWN_MEMORY",
@@ -59,6 +59,7 @@ __all__ = [
     "describe_model",
     "human_bytes",
     "info_of",
+    "is_auto",
     "load_model",
     "made_settings",
     "missing_parts",
@@ -73,14 +74,16 @@ __all__ = [
     "read_settings",
     "report",
     "report_resources",
+    "told",
     "write_settings",
 ]
 
 
-_PLACES = {"Placed": ".placing", "place": ".placing"}
+_PLACING = {"Placed", "is_auto", "place", "told"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES.get(name, ".loading"), __name__), name)
+    module = ".placing" if name in _PLACING else ".loading"
+    return getattr(import_module(module, __name__), name)

@@ -13,7 +13,7 @@ from ..plan import MemoryPlan, Strategy, WeightDtype
 from .formats import is_format
 from .quantization import INT4_FORMAT, int4_bytes, int8_bytes
 from .resources import FreeMemory, human_bytes
-from .strategy import OWN_MEMORY
+from .strategy import OWN_MEMORY, makes_room
 
 Role = Literal["diffusion_model", "text_encoder", "vae"]
 
@@ -30,6 +30,8 @@ _TORCH_NAMES: dict[WeightDtype, str | None] = {
 WORKING_BYTES = 1_288_490_189
 """What ComfyUI keeps free of weights for computing: 0.8 GiB and 0.4 GiB of reserve
 (minimum_inference_memory in its model_management.py)."""
+_LOADING = 1.1
+"""Room that ComfyUI makes for a model, as a share of its bytes (load_models_gpu)."""
 _CPU_ITEM = 4  # ComfyUI computes in float32 on a CPU, and holds the diffusion model so
 _ITEMS = {"float32": 4, "float16": 2, "bfloat16": 2}
 _PREFIXES: tuple[tuple[str, Role], ...] = (
@@ -89,6 +91,8 @@ class Allocation(NamedTuple):
     """Whether the parts are on the device at the same time."""
     reasons: tuple[str, ...]
     """Why AUTO chose int8 or DISK_OFFLOAD; empty where it did not."""
+    placement: str = ""
+    """How AUTO holds the parts on a device with memory of its own, a sentence."""
 
     def peak_bytes(self, working: int) -> int:
         """Most bytes on the device in a run that computes in `working` bytes."""
@@ -171,7 +175,9 @@ def allocate(
     A plan's own weight_dtype and strategy are taken as they are. `auto` leaves the data type to
     ComfyUI unless memory is short: when the model does not fit into the RAM that is free, or its
     diffusion model not into VRAM where ComfyUI does not stream weights by itself, and int8 helps.
-    AUTO leaves the weights in their files when they do not fit into RAM even so.
+    AUTO leaves the weights in their files when they do not fit into RAM even so. Of VRAM, it keeps
+    all parts there together where they fit beside computing; else text encoder and VAE leave it
+    while the diffusion model samples, and what of that does not fit is streamed in.
 
     Args:
         parts: as `part_sizes` gives them.
@@ -230,7 +236,10 @@ def allocate(
     if strategy == "DISK_OFFLOAD":  # weights are used as the file has them
         sizes = [(part.dtype, part.bytes) for part in parts]
     rows, together = _place(plan, strategy, parts, sizes, free, working)
-    return Allocation(wanted, dtype, strategy, rows, together, tuple(reasons))
+    placement = ""
+    if strategy == "AUTO" and plan.device.kind in OWN_MEMORY:
+        placement = _placement(plan, rows, together, free, working)
+    return Allocation(wanted, dtype, strategy, rows, together, tuple(reasons), placement)
 
 
 def room_for_weights(plan: MemoryPlan, vram: int, working: int) -> int:
@@ -300,14 +309,19 @@ def _place(
             "be had. Set strategy to AUTO in MemoryStrategy, choose a smaller weight_dtype, or "
             "raise max_vram_gb if you set it."
         )
-    together = strategy in ("AUTO", "FULL_GPU", "CPU_OFFLOAD") and whole <= room
+    needed = whole
+    if strategy == "AUTO":
+        main = [size for part, (_, size) in zip(parts, sizes, strict=True) if _samples(part)]
+        needed += int((_LOADING - 1) * sum(main))
+    together = strategy in ("AUTO", "FULL_GPU", "CPU_OFFLOAD") and needed <= room
     rows = []
     for part, (dtype, size) in zip(parts, sizes, strict=True):
         held = 0 if part.role in on_processor else min(size, room)
         if part.role in on_processor:
             where = f"{home}, runs on the processor"
-        elif plan.dynamic_vram and strategy == "AUTO":
-            where = f"{home}, {plan.device.name} as layers need it"
+        elif strategy == "AUTO" and not makes_room(plan):
+            when = "as layers need it" if plan.dynamic_vram else "as ComfyUI decides"
+            where = f"{home}, {plan.device.name} {when}"
         elif together:
             where = plan.device.name
         elif held < size:
@@ -321,6 +335,30 @@ def _place(
     return tuple(rows), together
 
 
+def _samples(part: PartSize | Row) -> bool:
+    return part.role == "diffusion_model"
+
+
+def _placement(
+    plan: MemoryPlan, rows: Sequence[Row], together: bool, free: FreeMemory, working: int
+) -> str:
+    device = plan.device.name
+    if not makes_room(plan):
+        by = "ComfyUI's dynamic VRAM decides" if plan.dynamic_vram else "ComfyUI decides"
+        return f"AUTO: {by} what is on {device} and when."
+    if together:
+        return f"AUTO: all parts are on {device} together."
+    whole = human_bytes(sum(row.bytes for row in rows))
+    room = human_bytes(min(free.vram, plan.max_vram_bytes or free.vram))
+    streamed = any(_samples(row) and row.device_bytes < row.bytes for row in rows)
+    rest = ", and what of it does not fit is streamed in at each step" if streamed else ""
+    return (
+        f"AUTO: the parts do not fit on {device} together ({whole} and {human_bytes(working)} for "
+        f"computing, {room} can be had), so text encoder and VAE leave it while the diffusion "
+        f"model samples{rest}."
+    )
+
+
 def table(allocation: Allocation) -> str:
     """The allocation for people, one part a line, the sum, and why."""
     lines = [
@@ -328,4 +366,5 @@ def table(allocation: Allocation) -> str:
         for row in allocation.rows
     ]
     total = human_bytes(sum(row.bytes for row in allocation.rows))
-    return "\n".join([*lines, *allocation.reasons, f"Together: {total}"])
+    notes = [*allocation.reasons, *filter(None, [allocation.placement])]
+    return "\n".join([*lines, *notes, f"Together: {total}"])

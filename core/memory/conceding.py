@@ -70,6 +70,12 @@ def can_be_int8(plan: GenerationPlan) -> bool:
     )
 
 
+def largest_side(plan: GenerationPlan) -> int:
+    """Of the images that are sampled, in pixels."""
+    passes = (plan.sampling, plan.sampling.second_pass)
+    return max(max(one.width, one.height) for one in passes if one is not None)
+
+
 def ran_out_before(at: datetime) -> Notice:
     """What to say of a run that begins as it worked at an earlier time."""
     message = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .. import host
 from ..errors import SettingError
-from ..plan import MemoryPlan
+from ..plan import MemoryPlan, Notice
 from .allocation import WORKING_BYTES, room_for_weights
 from .resources import FreeMemory, human_bytes
-from .strategy import OWN_MEMORY
+from .strategy import OWN_MEMORY, makes_room
 
 
 class Placed(NamedTuple):
@@ -61,19 +62,46 @@ def place(plan: MemoryPlan, model: Any, clip: Any, vae: Any, free: FreeMemory) -
 def _rules(plan: MemoryPlan) -> tuple[host.MemoryRule | None, host.MemoryRule | None]:
     """The rule for the diffusion model, and that for text encoders and VAE."""
     cap = plan.max_vram_bytes
+    capped = None if cap is None else host.MemoryRule(cap=cap)
+    if plan.strategy == "AUTO":
+        making_room = host.MemoryRule(makes_room=True, cap=cap)
+        return (making_room if makes_room(plan) else capped), capped
     if plan.strategy == "CPU_OFFLOAD":
-        capped = None if cap is None else host.MemoryRule(cap=cap)
         return capped, host.MemoryRule(on_processor=True)
     if plan.strategy in ("SEQUENTIAL", "DISK_OFFLOAD"):
         # In RAM, a LoRA that is added to all weights would make a second model of them.
         in_ram = plan.device.kind not in OWN_MEMORY
         streamed = plan.strategy == "DISK_OFFLOAD" and in_ram
         rule = host.MemoryRule(alone=True, cap=cap, streamed=streamed)
-    elif plan.strategy == "FULL_GPU":
-        rule = host.MemoryRule(whole=True, cap=cap)
     else:
-        rule = None if cap is None else host.MemoryRule(cap=cap)
+        rule = host.MemoryRule(whole=True, cap=cap)
     return rule, rule
+
+
+def is_auto(rule: host.MemoryRule) -> bool:
+    """Whether AUTO gives such a rule, with or without a limit."""
+    return rule._replace(makes_room=False, cap=None) == host.MemoryRule()
+
+
+def told(places: Sequence[host.SamplingPlace]) -> tuple[Notice, ...]:
+    """What to say of how the diffusion model was held while it sampled, on a device with memory
+    of its own; nothing where it was there whole, and so were the others."""
+    notices = []
+    if any(place.made_room for place in places):
+        message = (
+            "The parts of the model do not fit on the device together at this size and batch, so "
+            "others left it before sampling."
+        )
+        notices.append(Notice(level="info", code="parts_in_turn", message=message))
+    least = min(places, key=lambda place: place.loaded_bytes, default=None)
+    if least is not None and least.loaded_bytes < least.bytes:
+        message = (
+            f"{human_bytes(least.loaded_bytes)} of the diffusion model's "
+            f"{human_bytes(least.bytes)} were on the device while it sampled. The rest was "
+            "streamed in at each step, which takes longer."
+        )
+        notices.append(Notice(level="info", code="weights_streamed", message=message))
+    return tuple(notices)
 
 
 def _check_whole(plan: MemoryPlan, patchers: list[Any], free: FreeMemory) -> None:

@@ -20,6 +20,15 @@ OWN_MEMORY = frozenset({"cuda", "rocm", "xpu", "directml", "other"})
 """Device kinds with memory apart from RAM."""
 
 
+def makes_room(plan: MemoryPlan) -> bool:
+    """Whether AUTO makes room on the device by itself: not where there is no other memory to go
+    to, where ComfyUI streams weights by itself or was told to keep models on the device, nor where
+    it cannot tell how much is free (DirectML)."""
+    device = plan.device.kind
+    managed = plan.dynamic_vram or plan.vram_state == "HIGH_VRAM" or device == "directml"
+    return device in OWN_MEMORY and not managed
+
+
 def plan_memory(
     machine: Machine,
     *,

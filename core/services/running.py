@@ -9,11 +9,12 @@ from typing import Any
 from .. import host
 from ..errors import ShortOfMemoryError, first_line
 from ..generating import Progress, Sampled, run
-from ..memory import OWN_MEMORY, ModelChoice, describe_model
+from ..memory import OWN_MEMORY, ModelChoice, describe_model, is_auto, told
 from ..memory.conceding import (
     as_it_worked,
     can_be_int8,
     conceded,
+    largest_side,
     ran_out_before,
     setup_of,
     tiled_by_comfyui,
@@ -71,11 +72,13 @@ class Running:
                     raise
                 problem = first_line(error)
             # Not in the handler: the error's frames hold what was being computed.
-            room = self._memory.give_way() > 0 and not made_room
-            means = self._means(plan, asked, given, room=room)
-            means = means._replace(int8=means.int8 and not no_int8)
-            stage = done.stage
+            fell_short, stage = True, done.stage
             log.warning("Intelligent Generation: out of memory (%s): %s", stage, problem)
+            room = self._memory.give_way() > 0 and not made_room
+            made_room = made_room or room
+            means = _means(plan, asked, given)._replace(room=room)
+            if no_int8:
+                means = means._replace(int8=False)
             step = next_step(stage, setup, means)
             if step is not None and step.rung == "int8":
                 swapped = self._at_int8(plan, given)
@@ -87,7 +90,7 @@ class Running:
                     done = Progress()
             if step is None:
                 raise self._nothing_left(plan, stage, problem, notices, free)
-            setup, made_room, fell_short = step.setup, made_room or room, True
+            setup = step.setup
             notices = (*notices, conceded(stage, step))
             plan = with_setup(plan, setup, lambda: _policy(given))
         if sampled.tiled_decode and not setup.tiled_decode:
@@ -96,6 +99,8 @@ class Running:
             notices = (*notices, tiled_by_comfyui())
         if fell_short and setup != asked:
             self._memory.remember(key, configuration, setup, free)
+        if _own_memory():
+            notices = (*notices, *told(sampled.places))
         return plan, sampled, notices
 
     def _as_it_worked(
@@ -108,7 +113,7 @@ class Running:
         """The plan with what was given up for it before."""
         if found is None or plan.concessions != Concessions():
             return plan, asked, ()
-        setup = as_it_worked(asked, found.setup, self._means(plan, asked, given, room=False))
+        setup = as_it_worked(asked, found.setup, _means(plan, asked, given))
         if setup == asked:
             return plan, asked, ()
         plan = with_setup(plan, setup, lambda: _policy(given))
@@ -117,28 +122,7 @@ class Running:
     def _memory_for_running(self) -> int:
         """What can be had on the device that samples."""
         free = self._memory.free_memory()
-        return free.vram if host.HostMachine().device_kind in OWN_MEMORY else free.ram
-
-    def _means(
-        self, plan: GenerationPlan, asked: Setup, given: host.LoadedModel, *, room: bool
-    ) -> Means:
-        sampling = plan.sampling
-        sizes = [(sampling.width, sampling.height)]
-        if sampling.second_pass is not None:
-            sizes.append((sampling.second_pass.width, sampling.second_pass.height))
-        now = plan.memory.strategy if plan.memory else "AUTO"
-        own_memory = host.HostMachine().device_kind in OWN_MEMORY
-        return Means(
-            room=room,
-            # A strategy that the user named stays, here or where the model was loaded.
-            cheaper=cheaper_than(now)
-            if own_memory and asked.strategy == "AUTO" and not _keep_to_strategy(given)
-            else (),
-            # ComfyUI's cache keeps the model as it was: at int8 there is less on the device, and
-            # where that is the processor, more in all.
-            int8=own_memory and can_be_int8(plan),
-            tiles=max(max(size) for size in sizes) > host.TILE,
-        )
+        return free.vram if _own_memory() else free.ram
 
     def _at_int8(
         self, plan: GenerationPlan, given: host.LoadedModel
@@ -190,15 +174,37 @@ class Running:
         )
 
 
+def _own_memory() -> bool:
+    """Whether the device that samples has memory apart from RAM."""
+    return host.HostMachine().device_kind in OWN_MEMORY
+
+
+def _means(plan: GenerationPlan, asked: Setup, given: host.LoadedModel) -> Means:
+    """What this plan could still do with less memory."""
+    return Means(
+        cheaper=_cheaper_strategies(plan, asked, given),
+        # ComfyUI's cache keeps the model as it was: at int8 there is less on the device, and
+        # where that is the processor, more in all.
+        int8=_own_memory() and can_be_int8(plan),
+        tiles=largest_side(plan) > host.TILE,
+    )
+
+
+def _cheaper_strategies(
+    plan: GenerationPlan, asked: Setup, given: host.LoadedModel
+) -> tuple[str, ...]:
+    # A strategy that the user named stays, here or where the model was loaded.
+    named = asked.strategy != "AUTO" or not all(map(is_auto, _rules(given)))
+    if named or not _own_memory():
+        return ()
+    return cheaper_than(setup_of(plan).strategy)
+
+
 def _rules(given: host.LoadedModel) -> list[host.MemoryRule]:
     """The rules that what is wired carries from where it was loaded."""
     patchers = [given.model, *(part and part.patcher for part in (given.clip, given.vae))]
     rules = [host.rule_of(patcher) for patcher in patchers if patcher is not None]
     return [rule for rule in rules if rule is not None]
-
-
-def _keep_to_strategy(given: host.LoadedModel) -> bool:
-    return any(rule != host.MemoryRule(cap=rule.cap) for rule in _rules(given))
 
 
 def _policy(given: host.LoadedModel) -> MemoryPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from intelligent_generation.benchmarks._memory_floor import floor
 from intelligent_generation.core.catalog import SafetensorsHeader, TensorInfo
 from intelligent_generation.core.errors import SettingError
 from intelligent_generation.core.memory import FreeMemory, Machine, plan_memory
@@ -205,7 +206,11 @@ def test_the_table_tells_part_type_bytes_place_and_reason():
     assert lines[1].startswith("text encoder: int8, ")
     assert lines[2].startswith("vae: float16, 162.1 MiB")
     assert lines[3].startswith("At int8, because the diffusion model takes 4.8 GiB of VRAM")
-    assert lines[4].startswith("Together: ")
+    assert lines[4] == (
+        "AUTO: the parts do not fit on Test Card together (3.4 GiB and 1.2 GiB for computing, "
+        "4.0 GiB can be had), so text encoder and VAE leave it while the diffusion model samples."
+    )
+    assert lines[5].startswith("Together: ")
 
 
 # --------------------------------------------------------------------------- placement
@@ -223,6 +228,53 @@ def test_every_card_gets_a_plan_that_fits_for_every_model(name: str, vram: int, 
             limit = min(vram, cap or vram) * GIB
             assert allocation.peak_bytes(WORKING_BYTES) <= limit, (strategy, cap)
             assert sum(row.bytes for row in allocation.rows) > 0
+
+
+@pytest.mark.parametrize("gib_to_compute_in", [1.2, 2.5, 3.9])
+@pytest.mark.parametrize("vram", [4, 6, 8, 11.9, 12, 15.9, 16, 24])
+@pytest.mark.parametrize("name", list(MODELS))
+def test_auto_never_needs_more_than_the_table_of_placements_where_memory_is_short(
+    name: str, vram: float, gib_to_compute_in: float
+):
+    working = int(gib_to_compute_in * GIB)
+    for weight_dtype in ("auto", "fp16", "int8"):
+        allocation = chosen(name, vram, weight_dtype=weight_dtype, working=working)
+        beside = floor(allocation, working, int(vram * GIB))
+        assert beside.auto_fits, "it runs, whatever the table's placement does"
+        if not allocation.together:
+            assert beside.auto_sampling <= beside.table_sampling
+        assert beside.kept
+
+
+def test_the_table_of_placements_is_counted_as_it_says():
+    def sampling(name: str, vram: float) -> tuple[str, int]:
+        allocation = chosen(name, vram, weight_dtype="fp16", working=GIB)
+        beside = floor(allocation, GIB, int(vram * GIB))
+        return beside.table, beside.table_sampling - GIB
+
+    diffusion, text, vae = (part.bytes for part in parts("sdxl"))
+    assert sampling("sdxl", 7.9) == ("one part at a time", diffusion)
+    assert sampling("sdxl", 8) == ("diffusion model on the card", diffusion)
+    assert sampling("sdxl", 12)[1] == diffusion + text
+    assert sampling("sdxl", 16) == ("all on the card", diffusion + text + vae)
+    # It goes by the card alone: Flux does not fit where it puts everything on the card.
+    assert sampling("flux", 24)[1] + GIB > 24 * GIB
+
+
+def test_auto_tells_how_it_holds_the_parts():
+    def told(name: str, vram: float, **options) -> str:
+        return chosen(name, vram, weight_dtype="fp16", **options).placement
+
+    assert told("sdxl", 24) == "AUTO: all parts are on Test Card together."
+    assert told("sdxl", 8).endswith("leave it while the diffusion model samples.")
+    assert told("flux", 8).endswith("and what of it does not fit is streamed in at each step.")
+    assert told("sdxl", 24, max_vram_gb=6).count("6.0 GiB can be had") == 1
+    assert "dynamic VRAM decides" in told("sdxl", 8, dynamic=True)
+    assert (
+        told("sdxl", 1, kind="directml") == "AUTO: ComfyUI decides what is on Test Card and when."
+    )
+    assert told("sdxl", 16, kind="cpu", ram=16) == ""
+    assert told("sdxl", 8, strategy="SEQUENTIAL") == ""
 
 
 @pytest.mark.parametrize("vram", [4, 6, 8, 12, 16, 24])

@@ -98,7 +98,7 @@ def made(plan, encode=True):
 conditions[:] = [host.encode(stock.clip, [text]) for text in ("a lighthouse", "")]
 whole = made(plan("FULL_GPU"))
 # A limit of the working memory, one weight as it is computed with, and a part of all.
-cap = working(model) + host.rules._casting(model.model) + model.model_size() // 2
+cap = working(model) + host.rules._on_top(model, host.rules._all_kept) + model.model_size() // 2
 results = {
     "none": run(stock.model, stock.clip, vae, encode=False),
     "CPU_OFFLOAD": made(plan("CPU_OFFLOAD", cap), encode=False),
@@ -174,7 +174,7 @@ conditions[:] = [host.encode(placed.clip, [text]) for text in ("a lighthouse", "
 result = run(*placed, encode=False)
 held = result[2]["held"]
 report(held=held, moved=max(moved), most=held + max(cast), weights=result[2]["weights"],
-       room=cap - work, size=model.model_size())
+       room=cap - work, size=model.model_size(), largest=largest)
 """,
         strategy,
         dtype,
@@ -182,7 +182,9 @@ report(held=held, moved=max(moved), most=held + max(cast), weights=result[2]["we
     assert 0 < found["weights"] < found["size"]
     assert found["moved"] > 0, "layers were streamed"
     assert found["most"] <= 1.05 * found["room"], found
-    assert found["most"] > 0.5 * found["room"], "and the room is used"
+    # What ComfyUI reserves for a cast is not reserved again: less than a quarter of the largest one
+    # (four bytes a number) is left.
+    assert found["room"] - found["most"] < found["largest"], found
 
 
 def test_rules_are_kept_by_clones_and_taken_off_and_leave_no_trace(
@@ -453,3 +455,73 @@ report(new=handed(Bar()), old=handed(OldBar()), largest=largest)
     assert found["new"] == [["set_watermark", pytest.approx(limit, abs=10_000)]]
     assert found["old"][0] == ["set_watermark_limit", pytest.approx(limit, abs=10_000)]
     assert found["old"][1] == ["free_memory", True]
+
+
+def test_auto_clears_the_device_for_sampling_only_where_the_parts_do_not_fit_together(
+    in_comfyui: InComfyUI, lora: str
+):
+    found = in_comfyui(
+        RUN
+        + """
+model, clip, vae = load("small-sd15.safetensors")
+# Another torch device of the same processor, as a card of a size that the test sets.
+card, total = torch.device("cpu", 0), 0
+for patcher in (model, clip.patcher, vae.patcher):
+    patcher.load_device = card
+vae.device = card
+def on_card():
+    loaded = [one.model for one in mm.current_loaded_models if one.device == card]
+    return [one for one in loaded if one is not None and one.loaded_size()]
+def free(device=None, torch_free_too=False):
+    left = total - sum(one.loaded_size() for one in on_card())
+    return (left, left) if torch_free_too else left
+mm.get_free_memory = free
+
+stock = host.apply_lora(model, clip, ARGUMENTS[0], 1.0, 1.0)
+machine = Machine("card", "cuda", 16 * GIB, 16 * GIB, False, "NORMAL_VRAM")
+def placed(**changes):
+    made = plan_memory(machine._replace(**changes))
+    return place(made, stock.model, stock.clip, vae, FREE)
+sizes = [model.model_size(), clip.patcher.model_size(), vae.patcher.model_size()]
+compute = mm.minimum_inference_memory()  # more than this size takes
+roomy, short = int(compute + 1.2 * sum(sizes)), int(compute + 1.2 * sizes[0] + 0.6 * sizes[1])
+
+def made(parts, size):
+    global total
+    total = size
+    with host.sampling_places() as places:
+        result = run(*parts)
+    return {"result": result, "seen": result[2]["models"], "told": [list(p) for p in places],
+            "held": result[2]["held"]}
+auto = placed()
+made((stock.model, stock.clip, vae), roomy)  # so that all parts are there
+runs = {
+    "stock": made((stock.model, stock.clip, vae), roomy), "roomy": made(auto, roomy),
+    "stock short": made((stock.model, stock.clip, vae), short), "short": made(auto, short),
+}
+first = runs["stock"]["result"]
+equal = {name: bool(torch.equal(one.pop("result")[0], first[0])) for name, one in runs.items()}
+left_alone = {
+    name: host.rule_of(placed(**changes).model) is None
+    for name, changes in {
+        "dynamic": {"dynamic_vram": True}, "high": {"vram_state": "HIGH_VRAM"},
+        "unreadable": {"device_kind": "directml"}, "card": {},
+    }.items()
+}
+report(runs=runs, equal=equal, sizes=sizes, left_alone=left_alone, others=[
+    auto.clip is stock.clip, auto.vae is vae])
+""",
+        lora,
+    )
+    runs, (size, *_) = found["runs"], found["sizes"]
+    assert len(runs["stock"]["seen"]) >= 2
+    assert runs["roomy"]["seen"] == runs["stock"]["seen"], "together as ComfyUI has them"
+    assert runs["roomy"]["told"] == [[False, size, size]]
+    assert len(runs["stock short"]["seen"]) >= 2, "ComfyUI leaves what just fits"
+    assert runs["stock short"]["held"] < sum(found["sizes"]), "and puts the rest off"
+    assert len(runs["short"]["seen"]) == 1, "the diffusion model alone"
+    assert runs["short"]["held"] == size < runs["stock short"]["held"]
+    assert runs["short"]["told"] == [[True, size, size]]
+    assert all(found["equal"].values())
+    assert found["others"] == [True, True], "text encoder and VAE are as they came"
+    assert found["left_alone"] == {"dynamic": True, "high": True, "unreadable": True, "card": False}
