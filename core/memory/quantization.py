@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import mmap
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,7 +22,8 @@ import torch
 from ..errors import ModelFileError
 
 _LEVELS = 127
-_CHUNK = 4_000_000  # elements worked on at a time, so that no float copy of a weight is held
+_CHUNK = 1_000_000
+"""Numbers worked on at a time, so that no float copy of a weight is held."""
 _RANKS = (2, 4)  # Linear and Conv2d
 _RULES = Path(__file__).with_name("quantization.json")
 
@@ -69,31 +71,40 @@ def quantize(part: str, name: str, weight: torch.Tensor) -> Int8Weight | None:
 def quantize_rows(weight: torch.Tensor, name: str = "the weight") -> Int8Weight:
     """Any floating-point weight [N, ...] as int8 with a scale for each of its N rows.
 
-    Works through the weight in pieces: beside the result only a few MB are held.
+    Works through the weight in pieces, all in one small buffer: beside the result nothing of
+    size is allocated, so that a model's worth of weights leaves no holes behind.
 
     Raises:
         ModelFileError: the weight holds NaN or infinity.
     """
-    rows = weight.shape[0]
-    step = max(1, _CHUNK // max(1, math.prod(weight.shape[1:])))
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    scale = torch.empty(rows, dtype=torch.float32)
+    flat = weight.reshape(len(weight), -1)
+    rows, columns = flat.shape
+    step = max(1, _CHUNK // max(1, columns))
+    codes = torch.empty((rows, columns), dtype=torch.int8)
+    scale = torch.empty((rows, 1), dtype=torch.float32)
+    buffer = _buffer(min(step, rows) * columns)
     for start in range(0, rows, step):
-        piece = weight[start : start + step].to("cpu", torch.float32)
-        piece = piece.reshape(len(piece), -1)
-        largest = piece.abs().amax(dim=1)
+        part = slice(start, min(start + step, rows))
+        piece = buffer[: (part.stop - start) * columns].view(-1, columns)
+        piece.copy_(flat[part])
+        low, high = piece.aminmax(dim=1, keepdim=True)
+        largest = torch.maximum(-low, high)
         if not torch.isfinite(largest).all():
             raise ModelFileError(
                 f"{name} holds NaN or infinity, so the file is damaged. Download it again."
             )
         # A row of zeros has no scale of its own; the smallest float has no inverse.
-        own = torch.where(largest > 1e-30, largest / _LEVELS, torch.ones_like(largest))
-        scale[start : start + step] = own
-        rounded = (piece / own[:, None]).round_().clamp_(-_LEVELS, _LEVELS)
-        codes[start : start + step] = rounded.to(torch.int8).reshape(
-            codes[start : start + step].shape
-        )
-    return Int8Weight(codes, scale.reshape(rows, *(1 for _ in weight.shape[1:])))
+        scale[part] = torch.where(largest > 1e-30, largest / _LEVELS, 1.0)
+        codes[part] = piece.div_(scale[part]).round_().clamp_(-_LEVELS, _LEVELS)
+    return Int8Weight(
+        codes.reshape(weight.shape), scale.reshape(rows, *(1 for _ in weight.shape[1:]))
+    )
+
+
+def _buffer(numbers: int) -> torch.Tensor:
+    """Float32, to work in; the system has it back once it is no longer used. A block of malloc's
+    stays with the process where a weight that is kept comes to lie above it."""
+    return torch.frombuffer(mmap.mmap(-1, max(1, 4 * numbers)), dtype=torch.float32)
 
 
 def int8_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -> int:
@@ -103,9 +114,17 @@ def int8_bytes(part: str, tensors: Iterable[tuple[str, tuple[int, ...], int]]) -
         tensors: name within the part, shape, and bytes as stored.
     """
     return sum(
-        stored if kept_because(part, name, shape) is not None else math.prod(shape) + 4 * shape[0]
+        stored
+        if kept_because(part, _as_loaded(name), shape) is not None
+        else math.prod(shape) + 4 * shape[0]
         for name, shape, stored in tensors
     )
+
+
+def _as_loaded(name: str) -> str:
+    """OpenCLIP's files hold the weights of queries, keys and values in one; ComfyUI takes them
+    apart before its layers load them."""
+    return name.replace(".in_proj_weight", ".in_proj.weight")
 
 
 INT4_FORMAT = "nvfp4"

@@ -255,6 +255,9 @@ def test_files_of_their_own_are_loaded_at_int8_too(in_comfyui: InComfyUI):
     found = in_comfyui(
         PREDICT
         + """
+from intelligent_generation.core.catalog import read_header
+from intelligent_generation.core.memory.allocation import part_sizes
+
 encoder = path("text_encoders", "small-clip-l.safetensors")
 def text(clip):
     return host.encode(clip, ["a lighthouse at dusk"])[0][0].float()
@@ -264,7 +267,10 @@ clip = host.load_text_encoders([encoder], "stable_diffusion")
 small_clip = host.load_text_encoders(
     [encoder], "stable_diffusion", to_quantize=[file_to_quantize(encoder)])
 transformer = load("small-sd3.safetensors", "diffusion_models")
+(size,) = part_sizes([("text_encoder", read_header(encoder))])
 report(
+    predicted=size.int8_bytes,
+    bytes=host.count_weights(host.text_encoder_module(small_clip)).bytes,
     error=difference(predict(small), predict(full)),
     text=difference(text(small_clip), text(clip)),
     dtypes=[host.count_weights(part).dtype for part in (
@@ -278,6 +284,8 @@ report(
     )
     assert 0 < found["error"] < 0.02
     assert 0 < found["text"] < 0.03
+    # Nearly all of it is the table of words, which stays in two bytes a number.
+    assert found["bytes"] == pytest.approx(found["predicted"], rel=0.01)
     # All weights of the smallest SD 3 are below the least size, so they stay as they are.
     assert found["dtypes"][:2] == ["int8", "int8"]
     assert found["dtypes"][2] != "int8"
