@@ -251,7 +251,7 @@ def _predict(own: Any, choice: Any, plan: Any) -> tuple[Any, int]:
     headers = _headers(own, choice)
     allocation = allocate(
         plan,
-        part_sizes(headers, host.vae_dtype()),
+        part_sizes(headers, host.vae_dtype(), stay_float32=host.float32_beside_int8()),
         own.memory.free_memory(),
         name=choice.model.name,
         quantized=False,

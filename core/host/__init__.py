@@ -53,6 +53,7 @@ from .images import (
 from .kept import KeptModel, files_of
 from .loading import (
     LoadedModel,
+    float32_beside_int8,
     load_checkpoint,
     load_diffusion_model,
     load_text_encoders,
@@ -140,6 +141,7 @@ __all__ = [
     "evictable_vram",
     "file_stamp",
     "files_of",
+    "float32_beside_int8",
     "has_int8_format",
     "http_routes",
     "in_parts",

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import HostError, ModelFileError, first_line
-from .formats import int4_format
+from .formats import has_int8_format, int4_format
 from .mapped import MappedFile, keep_in_file, mapped_options
 from .memory import raise_out_of_memory
 from .quantized import FileToQuantize, patch_at_use, quantizing_operations
@@ -36,6 +36,13 @@ def weight_dtypes() -> tuple[str, ...]:
     fp8 = [] if model_management.get_torch_device().type == "mps" else ["float8_e4m3fn"]
     four = [] if int4_format() is None else ["int4"]
     return (*half, *(name for name in fp8 if hasattr(torch, name)), "int8", *four)
+
+
+def float32_beside_int8() -> bool:
+    """Whether the weights of a diffusion model that stay beside its int8 ones become float32, as
+    all of them do where ComfyUI computes on a processor; its own quantized layers keep the file's
+    data type."""
+    return model_management.get_torch_device().type == "cpu" and not has_int8_format()
 
 
 def vae_dtype() -> str:

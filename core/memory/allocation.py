@@ -101,7 +101,10 @@ class Allocation(NamedTuple):
 
 
 def part_sizes(
-    headers: Sequence[tuple[Role | None, SafetensorsHeader]], vae_dtype: str | None = None
+    headers: Sequence[tuple[Role | None, SafetensorsHeader]],
+    vae_dtype: str | None = None,
+    *,
+    stay_float32: bool = False,
 ) -> tuple[PartSize, ...]:
     """The parts in some files.
 
@@ -109,10 +112,10 @@ def part_sizes(
         headers: of each file, with its role; None for a checkpoint, which holds several.
         vae_dtype: torch's name of what ComfyUI makes the weights of VAEs here, whatever the file
             has; None: as the file.
+        stay_float32: whether the weights of a diffusion model that do not become int8 or int4 are
+            float32 here; see `host.float32_beside_int8`.
     """
-    tensors: dict[Role, list[tuple[str, tuple[int, ...], int]]] = {}
-    dtypes: dict[Role, Counter[str]] = {}
-    on_cpu: Counter[Role] = Counter()
+    tensors: dict[Role, list[_Tensor]] = {}
     own_files = {given for given, _ in headers}
     for given, header in headers:
         for full_name, info in header.tensors.items():
@@ -122,16 +125,21 @@ def part_sizes(
             dtype, size = info.dtype, info.bytes
             if role == "vae" and vae_dtype is not None:
                 dtype, size = vae_dtype, math.prod(info.shape) * _ITEMS[vae_dtype]
-            tensors.setdefault(role, []).append((name, info.shape, size))
-            dtypes.setdefault(role, Counter())[dtype] += size
             # ComfyUI keeps what a file has in a format of its own, on a processor too.
             kept = role != "diffusion_model" or is_format(info.dtype) or name.endswith(_SCALES)
-            on_cpu[role] += size if kept else math.prod(info.shape) * _CPU_ITEM
+            cpu_size = size if kept else math.prod(info.shape) * _CPU_ITEM
+            tensors.setdefault(role, []).append(_Tensor(name, info.shape, dtype, size, cpu_size))
     return tuple(
-        _size(role, tensors[role], dtypes[role], on_cpu[role])
-        for role in get_args(Role)
-        if role in tensors
+        _size(role, tensors[role], stay_float32) for role in get_args(Role) if role in tensors
     )
+
+
+class _Tensor(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    cpu_bytes: int
 
 
 def _part_of(name: str) -> tuple[Role, str]:
@@ -141,15 +149,21 @@ def _part_of(name: str) -> tuple[Role, str]:
     return "diffusion_model", name
 
 
-def _size(
-    role: Role, tensors: list[tuple[str, tuple[int, ...], int]], dtypes: Counter[str], on_cpu: int
-) -> PartSize:
-    stored = sum(size for _, _, size in tensors)
+def _size(role: Role, tensors: Sequence[_Tensor], stay_float32: bool) -> PartSize:
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += tensor.bytes
     most = max(dtypes, key=dtypes.__getitem__)
-    small = int8_bytes(role, tensors) if role != "vae" else stored
-    smaller = int4_bytes(role, tensors) if role != "vae" else stored
-    name = _SAFETENSORS.get(most, most)
-    return PartSize(role, name, stored, on_cpu, min(small, stored), min(smaller, stored))
+    stored = sum(dtypes.values())
+    on_cpu = sum(tensor.cpu_bytes for tensor in tensors)
+    small = smaller = stored
+    if role != "vae":
+        stay = [
+            (one.name, one.shape, one.cpu_bytes if stay_float32 else one.bytes) for one in tensors
+        ]
+        whole = on_cpu if stay_float32 else stored
+        small, smaller = (min(count(role, stay), whole) for count in (int8_bytes, int4_bytes))
+    return PartSize(role, _SAFETENSORS.get(most, most), stored, on_cpu, small, smaller)
 
 
 def is_quantized(header: SafetensorsHeader) -> bool:

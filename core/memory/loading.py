@@ -272,10 +272,17 @@ def load_model(
     room = free()
     if plan.strategy == "AUTO" and pool.has(whole):
         room = room._replace(ram=max(room.ram, plan.ram_total_bytes))
-    vae_dtype = host.vae_dtype()
+
+    def sizes(*files: FileRef) -> tuple[PartSize, ...]:
+        return part_sizes(
+            [(_role(file), headers[file]) for file in files],
+            host.vae_dtype(),
+            stay_float32=host.float32_beside_int8(),
+        )
+
     allocation = allocate(
         plan,
-        part_sizes([(_role(file), header) for file, header in headers.items()], vae_dtype),
+        sizes(*headers),
         room,
         name=choice.model.name,
         quantized=quantized,
@@ -308,11 +315,9 @@ def load_model(
                 lazy = _Lazy(mapped=[_mapped_file(paths[file], stored) for file in files])
             return host.KeptModel(load(lazy))
 
-        sizes = [part_sizes([(_role(file), headers[file])], vae_dtype) for file in files]
         needs = sum(
             0 if in_file and part.role != "vae" else _needed(part, allocation.dtype, plan)
-            for parts in sizes
-            for part in parts
+            for part in sizes(*files)
         )
         # int8 is for text encoders too, the other data types for the diffusion model alone.
         main = role in MODEL_FOLDERS or (allocation.dtype in _PACKED and role != "vae")

@@ -186,6 +186,9 @@ def test_the_parts_of_a_checkpoint_are_told_apart_and_files_of_their_own_take_th
     assert sizes["diffusion_model"].bytes == 2 * (convolution + embedding) + 4000
     assert sizes["diffusion_model"].int8_bytes == convolution + 4 * 320 + 2 * embedding + 4000
     assert sizes["text_encoder"].int8_bytes == 512 * 512 + 4 * 512
+    wide = {part.role: part for part in part_sizes([(None, checkpoint)], stay_float32=True)}
+    assert wide["diffusion_model"].int8_bytes == convolution + 4 * 320 + 4 * embedding + 4000
+    assert wide["text_encoder"] == sizes["text_encoder"]
     assert sizes["vae"] == PartSize("vae", "float32", 400, 400, 400, 400)
     (half,) = (part for part in part_sizes([(None, checkpoint)], "bfloat16") if part.role == "vae")
     assert half == PartSize("vae", "bfloat16", *[200] * 4), (
