@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from ..plan import Concessions, GenerationPlan, MemoryPlan, Notice
-from .recovery import Means, Setup, Stage, Step
+from .recovery import Setup, Spare, Stage, Step
 
 _STAGES = {
     "encode": "while the text was encoded",
@@ -47,11 +47,11 @@ def with_setup(
     return plan.model_copy(update={"concessions": conceded, "memory": memory})
 
 
-def as_it_worked(asked: Setup, worked: Setup, means: Means) -> Setup:
+def as_it_worked(asked: Setup, worked: Setup, spare: Spare) -> Setup:
     """What was asked for, with what had to be given up for it before and still can be."""
     return asked._replace(
-        strategy=worked.strategy if worked.strategy in means.cheaper else asked.strategy,
-        int8=asked.int8 or (worked.int8 and means.int8),
+        strategy=worked.strategy if worked.strategy in spare.cheaper else asked.strategy,
+        int8=asked.int8 or (worked.int8 and spare.int8),
         tiled_decode=worked.tiled_decode,
         images_at_once=min(worked.images_at_once, asked.images_at_once),
     )

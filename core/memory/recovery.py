@@ -29,7 +29,7 @@ class Setup(NamedTuple):
     images_at_once: int = 1
 
 
-class Means(NamedTuple):
+class Spare(NamedTuple):
     """What could still be given up."""
 
     room: bool = False
@@ -60,7 +60,7 @@ def cheaper_than(strategy: str) -> tuple[str, ...]:
     return below[below.index(strategy) + 1 :] if strategy in below else ()
 
 
-def next_step(stage: Stage, setup: Setup, means: Means) -> Step | None:
+def next_step(stage: Stage, setup: Setup, spare: Spare) -> Step | None:
     """The next lower rung for a run that is out of memory; None when nothing is left to give up.
 
     Args:
@@ -70,21 +70,21 @@ def next_step(stage: Stage, setup: Setup, means: Means) -> Step | None:
     for rung in _rungs():
         if stage not in rung.stages:
             continue
-        lower = _lower(rung.name, setup, means)
+        lower = _lower(rung.name, setup, spare)
         if lower is not None:
             return Step(rung.name, lower, rung.done.format(**lower._asdict()), rung.changes)
     return None
 
 
-def _lower(rung: RungName, setup: Setup, means: Means) -> Setup | None:
+def _lower(rung: RungName, setup: Setup, spare: Spare) -> Setup | None:
     if rung == "room":
-        return setup if means.room else None
+        return setup if spare.room else None
     if rung == "placement":
-        return setup._replace(strategy=means.cheaper[0]) if means.cheaper else None
+        return setup._replace(strategy=spare.cheaper[0]) if spare.cheaper else None
     if rung == "int8":
-        return setup._replace(int8=True) if means.int8 and not setup.int8 else None
+        return setup._replace(int8=True) if spare.int8 and not setup.int8 else None
     if rung == "tiled_decode":
-        return setup._replace(tiled_decode=True) if means.tiles and not setup.tiled_decode else None
+        return setup._replace(tiled_decode=True) if spare.tiles and not setup.tiled_decode else None
     if setup.images_at_once > 1:
         return setup._replace(images_at_once=setup.images_at_once // 2)
     return None

@@ -22,7 +22,7 @@ from ..memory import (
     missing_parts,
     pool_report,
 )
-from ..memory.recovery import Means, Setup, next_step
+from ..memory.recovery import Setup, Spare, next_step
 from ..plan import MemoryPlan, PromptAnalysis
 from ..recommending import MemoryLimits, choose_checkpoint
 from .data import Data
@@ -203,8 +203,8 @@ class Models:
                 problem = first_line(error)
             # Not in the handler: the error's frames hold what could be loaded.
             room = self._memory.give_way() > 0 and not made_room
-            means = Means(room=room, int8=plan.weight_dtype == "auto")
-            step = next_step("load", setup, means)
+            spare = Spare(room=room, int8=plan.weight_dtype == "auto")
+            step = next_step("load", setup, spare)
             log.warning("Intelligent Generation: out of memory while loading: %s", problem)
             if step is None:
                 raise ShortOfMemoryError(

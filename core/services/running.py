@@ -20,7 +20,7 @@ from ..memory.conceding import (
     tiled_by_comfyui,
     with_setup,
 )
-from ..memory.recovery import Means, Setup, Stage, cheaper_than, next_step
+from ..memory.recovery import Setup, Spare, Stage, cheaper_than, next_step
 from ..memory.remembered import Fallback
 from ..plan import Concessions, GenerationPlan, MemoryPlan, Notice
 from ..tuning import model_key
@@ -76,15 +76,14 @@ class Running:
             log.warning("Intelligent Generation: out of memory (%s): %s", stage, problem)
             room = self._memory.give_way() > 0 and not made_room
             made_room = made_room or room
-            means = _means(plan, asked, given)._replace(room=room)
-            if no_int8:
-                means = means._replace(int8=False)
-            step = next_step(stage, setup, means)
+            spare = _spare(plan, asked, given)
+            spare = spare._replace(room=room, int8=spare.int8 and not no_int8)
+            step = next_step(stage, setup, spare)
             if step is not None and step.rung == "int8":
                 swapped = self._at_int8(plan, given)
                 if swapped is None:
                     no_int8 = True
-                    step = next_step(stage, setup, means._replace(int8=False))
+                    step = next_step(stage, setup, spare._replace(int8=False))
                 else:
                     model, clip, plan = swapped
                     done = Progress()
@@ -113,7 +112,7 @@ class Running:
         """The plan with what was given up for it before."""
         if found is None or plan.concessions != Concessions():
             return plan, asked, ()
-        setup = as_it_worked(asked, found.setup, _means(plan, asked, given))
+        setup = as_it_worked(asked, found.setup, _spare(plan, asked, given))
         if setup == asked:
             return plan, asked, ()
         plan = with_setup(plan, setup, lambda: _policy(given))
@@ -179,9 +178,9 @@ def _own_memory() -> bool:
     return host.HostMachine().device_kind in OWN_MEMORY
 
 
-def _means(plan: GenerationPlan, asked: Setup, given: host.LoadedModel) -> Means:
-    """What this plan could still do with less memory."""
-    return Means(
+def _spare(plan: GenerationPlan, asked: Setup, given: host.LoadedModel) -> Spare:
+    """What this plan could still give up, beside room on the device."""
+    return Spare(
         cheaper=_cheaper_strategies(plan, asked, given),
         # ComfyUI's cache keeps the model as it was: at int8 there is less on the device, and
         # where that is the processor, more in all.

@@ -7,21 +7,21 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from intelligent_generation.core.memory.recovery import Means, Setup, cheaper_than, next_step
+from intelligent_generation.core.memory.recovery import Setup, Spare, cheaper_than, next_step
 from intelligent_generation.core.memory.remembered import Fallback, forget, recall, remember
 from intelligent_generation.core.storage import Database
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
-ALL = Means(room=True, cheaper=("CPU_OFFLOAD", "SEQUENTIAL"), int8=True, tiles=True)
+ALL = Spare(room=True, cheaper=("CPU_OFFLOAD", "SEQUENTIAL"), int8=True, tiles=True)
 
 
-def descend(stage, setup: Setup, means: Means) -> list[tuple[str, Setup]]:
+def descend(stage, setup: Setup, spare: Spare) -> list[tuple[str, Setup]]:
     """Every rung until nothing is left."""
     steps = []
-    while (step := next_step(stage, setup, means)) is not None:
+    while (step := next_step(stage, setup, spare)) is not None:
         setup = step.setup
-        cheaper = tuple(name for name in means.cheaper if name != setup.strategy)
-        means = means._replace(room=False, cheaper=cheaper)
+        cheaper = tuple(name for name in spare.cheaper if name != setup.strategy)
+        spare = spare._replace(room=False, cheaper=cheaper)
         steps.append((step.rung, setup))
         assert len(steps) < 20, "the ladder ends"
     return steps
@@ -43,9 +43,9 @@ def test_decoding_gives_up_tiles_before_the_batch_and_no_precision_of_the_weight
 
 
 def test_a_rung_that_is_not_there_or_cannot_help_is_left_out():
-    assert descend("sample", Setup(), Means()) == []
-    assert descend("load", Setup(), Means(int8=True, tiles=True)) == [("int8", Setup(int8=True))]
-    assert descend("encode", Setup(images_at_once=4), Means(tiles=True)) == []
+    assert descend("sample", Setup(), Spare()) == []
+    assert descend("load", Setup(), Spare(int8=True, tiles=True)) == [("int8", Setup(int8=True))]
+    assert descend("encode", Setup(images_at_once=4), Spare(tiles=True)) == []
 
 
 def test_what_is_cheaper_than_a_strategy():
@@ -55,11 +55,11 @@ def test_what_is_cheaper_than_a_strategy():
 
 
 def test_a_step_says_what_is_done_and_what_it_changes():
-    step = next_step("decode", Setup(images_at_once=4), Means())
+    step = next_step("decode", Setup(images_at_once=4), Spare())
     assert step is not None
     assert step.done == "the batch was made 2 at a time"
     assert "ancestral" in step.changes
-    placed = next_step("sample", Setup(), Means(cheaper=("SEQUENTIAL",)))
+    placed = next_step("sample", Setup(), Spare(cheaper=("SEQUENTIAL",)))
     assert placed is not None
     assert "SEQUENTIAL" in placed.done
 
