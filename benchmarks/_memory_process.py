@@ -51,7 +51,7 @@ def measure(checkpoint: Path, rounds: int) -> dict[str, Any]:
         name: host.load_checkpoint(checkpoint, dtype=name)
         for name in ("float32", "float16", "float8_e4m3fn")
     }
-    models["int8"] = host.load_checkpoint(checkpoint, to_quantize=whole)
+    models["int8"] = host.load_checkpoint(checkpoint, lazy=whole)
     context = host.encode(models["float32"].clip, [PROMPT])[0][0].float()
 
     def predict(name: str) -> torch.Tensor:

@@ -52,6 +52,7 @@ from .images import (
 )
 from .kept import KeptModel, files_of
 from .loading import (
+    LazyFile,
     LoadedModel,
     float32_beside_int8,
     load_checkpoint,
@@ -112,6 +113,7 @@ __all__ = [
     "FileToQuantize",
     "HostMachine",
     "KeptModel",
+    "LazyFile",
     "LoadedModel",
     "LoraEffect",
     "MappedFile",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from .formats import has_int8_format, int4_format
 from .mapped import MappedFile, keep_in_file, mapped_options
 from .memory import raise_out_of_memory
 from .quantized import FileToQuantize, patch_at_use, quantizing_operations
+
+LazyFile = FileToQuantize | MappedFile
+"""A file that ComfyUI does not read whole: a weight is read when its layer loads it, or uses it."""
 
 
 class LoadedModel(NamedTuple):
@@ -55,51 +59,37 @@ def vae_dtype() -> str:
 
 
 def load_checkpoint(
-    path: Path,
-    *,
-    dtype: str | None = None,
-    to_quantize: FileToQuantize | None = None,
-    mapped: MappedFile | None = None,
+    path: Path, *, dtype: str | None = None, lazy: LazyFile | None = None
 ) -> LoadedModel:
     """Load a checkpoint as CheckpointLoaderSimple does.
 
     Args:
         dtype: of `weight_dtypes`, for the diffusion model; None as ComfyUI chooses.
-        to_quantize: the same file; then the weights of diffusion model and text encoders are
-            quantized as they are read.
-        mapped: the same file; then their weights stay in it.
+        lazy: the same file, where the weights of diffusion model and text encoders are to be
+            quantized as they are read, or to stay in it.
 
     Raises:
         ModelFileError: ComfyUI does not recognise the model in it.
     """
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     common = {
         "output_vae": True,
         "output_clip": True,
         "embedding_directory": folder_paths.get_folder_paths("embeddings"),
     }
     try:
-        if mapped is not None:
-            load = comfy.sd.load_state_dict_guess_config
-            out = load(
-                dict(mapped.tensors),
-                model_options=mapped_options(mapped, "diffusion_model"),
-                te_model_options=mapped_options(mapped, "text_encoder"),
-                metadata=dict(mapped.metadata),
-                **_not_dynamic(load),
-                **common,
+        if lazy is None:
+            out = comfy.sd.load_checkpoint_guess_config(
+                str(path), model_options=_in_dtype(dtype), **common
             )
-        elif to_quantize is None:
-            load = comfy.sd.load_checkpoint_guess_config
-            out = load(str(path), model_options=options, **common)
         else:
-            with quantizing_operations(to_quantize) as (unet_ops, text_ops):
-                out = comfy.sd.load_state_dict_guess_config(
-                    dict(to_quantize.tensors),
-                    model_options={"custom_operations": unet_ops},
-                    te_model_options={"custom_operations": text_ops},
-                    metadata=dict(to_quantize.metadata),
-                    **_not_dynamic(comfy.sd.load_state_dict_guess_config),
+            load = comfy.sd.load_state_dict_guess_config
+            with _options([lazy]) as (diffusion_model, text_encoder):
+                out = load(
+                    dict(lazy.tensors),
+                    model_options=diffusion_model,
+                    te_model_options=text_encoder,
+                    metadata=dict(lazy.metadata),
+                    **_not_dynamic(load),
                     **common,
                 )
     except (RuntimeError, SafetensorError) as error:
@@ -111,45 +101,30 @@ def load_checkpoint(
             f"{path.name} holds no diffusion model. Choose a checkpoint, or use this file as a "
             "text encoder or VAE."
         )
-    for patcher in (model, None if clip is None else clip.patcher):
-        if patcher is not None and to_quantize is not None:
-            patch_at_use(patcher)
-        elif patcher is not None and mapped is not None:
-            keep_in_file(patcher)
+    _adopt(model, lazy)
+    if clip is not None:
+        _adopt(clip.patcher, lazy)
     return LoadedModel(model, clip, vae if _vae_is_usable(vae) else None)
 
 
 def load_diffusion_model(
-    path: Path,
-    *,
-    dtype: str | None = None,
-    to_quantize: FileToQuantize | None = None,
-    mapped: MappedFile | None = None,
+    path: Path, *, dtype: str | None = None, lazy: LazyFile | None = None
 ) -> Any:
     """Load a diffusion model alone, as UNETLoader does; arguments as `load_checkpoint`'s.
 
     Raises:
         ModelFileError: ComfyUI does not recognise the model in it.
     """
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
-        load = comfy.sd.load_diffusion_model_state_dict
-        takes_metadata = "metadata" in inspect.signature(load).parameters
-        if mapped is not None:
-            model = load(
-                dict(mapped.tensors),
-                model_options=mapped_options(mapped, "diffusion_model"),
-                **({"metadata": dict(mapped.metadata)} if takes_metadata else {}),
-                **_not_dynamic(load),
-            )
-        elif to_quantize is None:
-            model = comfy.sd.load_diffusion_model(str(path), model_options=options)
+        if lazy is None:
+            model = comfy.sd.load_diffusion_model(str(path), model_options=_in_dtype(dtype))
         else:
-            metadata = {"metadata": dict(to_quantize.metadata)} if takes_metadata else {}
-            with quantizing_operations(to_quantize) as (operations, _):
+            load = comfy.sd.load_diffusion_model_state_dict
+            metadata = {"metadata": dict(lazy.metadata)} if _takes(load, "metadata") else {}
+            with _options([lazy]) as (diffusion_model, _):
                 model = load(
-                    dict(to_quantize.tensors),
-                    model_options={"custom_operations": operations},
+                    dict(lazy.tensors),
+                    model_options=diffusion_model,
                     **metadata,
                     **_not_dynamic(load),
                 )
@@ -158,24 +133,19 @@ def load_diffusion_model(
         raise _not_loaded("diffusion model", path, error) from error
     if model is None:
         raise ModelFileError(f"ComfyUI does not recognise the diffusion model in {path.name}.")
-    if mapped is not None:
-        return keep_in_file(model)
-    return model if to_quantize is None else patch_at_use(model)
+    _adopt(model, lazy)
+    return model
 
 
 def load_text_encoders(
-    paths: Sequence[Path],
-    clip_type: str,
-    *,
-    to_quantize: Sequence[FileToQuantize] = (),
-    mapped: Sequence[MappedFile] = (),
+    paths: Sequence[Path], clip_type: str, *, lazy: Sequence[LazyFile] = ()
 ) -> Any:
     """Load one to three text encoders, as ComfyUI's CLIP loaders do.
 
     Args:
         clip_type: name of a `comfy.sd.CLIPType` member, any case, e.g. `sd3`, `flux`.
-        to_quantize: the same files, where weights are to be quantized as they are read.
-        mapped: the same files, where their weights are to stay in them.
+        lazy: the same files, all of one kind, where their weights are to be quantized as they are
+            read, or to stay in them.
 
     Raises:
         ModelFileError: a file is not a text encoder ComfyUI knows.
@@ -187,7 +157,6 @@ def load_text_encoders(
             f"This ComfyUI does not know text encoders of type {clip_type!r}. Update ComfyUI."
         )
     for number, path in enumerate(paths):
-        lazy = [*to_quantize, *mapped]
         keys = lazy[number].tensors if lazy else comfy.utils.load_torch_file(str(path))
         # ComfyUI takes any file and fills what is missing with nothing. OpenCLIP's names it turns
         # into its own only later.
@@ -201,27 +170,16 @@ def load_text_encoders(
         "clip_type": kind,
     }
     try:
-        load = comfy.sd.load_text_encoder_state_dicts
-        if mapped:
-            clip = load(
-                [dict(file.tensors) for file in mapped],
-                model_options=mapped_options(mapped[0], "text_encoder"),
-                **_not_dynamic(load),
-                **common,
-            )
-            keep_in_file(clip.patcher)
-            return clip
-        if not to_quantize:
+        if not lazy:
             return comfy.sd.load_clip(ckpt_paths=[str(path) for path in paths], **common)
-        with quantizing_operations(*to_quantize) as (_, operations):
+        load = comfy.sd.load_text_encoder_state_dicts
+        with _options(lazy) as (_, text_encoder):
             clip = load(
-                [dict(file.tensors) for file in to_quantize],
-                model_options={"custom_operations": operations},
+                [dict(file.tensors) for file in lazy],
+                model_options=text_encoder,
                 **_not_dynamic(load),
                 **common,
             )
-        patch_at_use(clip.patcher)
-        return clip
     except (RuntimeError, SafetensorError) as error:
         raise_out_of_memory(error)
         names = ", ".join(path.name for path in paths)
@@ -229,6 +187,35 @@ def load_text_encoders(
             f"Text encoder {names} could not be loaded for type {clip_type!r}: "
             f"{first_line(error)}. Check that the files belong to this model."
         ) from error
+    _adopt(clip.patcher, lazy[0])
+    return clip
+
+
+@contextmanager
+def _options(files: Sequence[LazyFile]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """ComfyUI's options for loading a diffusion model, and text encoders, from lazy files."""
+    to_quantize = [file for file in files if isinstance(file, FileToQuantize)]
+    mapped = [file for file in files if isinstance(file, MappedFile)]
+    if mapped:
+        yield (
+            mapped_options(mapped[0], "diffusion_model"),
+            mapped_options(mapped[0], "text_encoder"),
+        )
+        return
+    with quantizing_operations(*to_quantize) as (diffusion_model, text_encoder):
+        yield {"custom_operations": diffusion_model}, {"custom_operations": text_encoder}
+
+
+def _adopt(patcher: Any, lazy: LazyFile | None) -> None:
+    """Let the patcher of a model know how the model's weights are held."""
+    if isinstance(lazy, FileToQuantize):
+        patch_at_use(patcher)
+    elif lazy is not None:
+        keep_in_file(patcher)
+
+
+def _in_dtype(dtype: str | None) -> dict[str, Any]:
+    return {} if dtype is None else {"dtype": getattr(torch, dtype)}
 
 
 def load_vae(path: Path) -> Any:
@@ -259,5 +246,8 @@ def _not_loaded(what: str, path: Path, error: Exception) -> ModelFileError:
 
 def _not_dynamic(load: Callable[..., Any]) -> dict[str, Any]:
     # Layers of ours are not among those that ComfyUI's dynamic VRAM knows how to stream.
-    known = "disable_dynamic" in inspect.signature(load).parameters
-    return {"disable_dynamic": True} if known else {}
+    return {"disable_dynamic": True} if _takes(load, "disable_dynamic") else {}
+
+
+def _takes(function: Callable[..., Any], argument: str) -> bool:
+    return argument in inspect.signature(function).parameters

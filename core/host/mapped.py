@@ -113,6 +113,6 @@ def is_mapped(patcher: Any) -> bool:
     return isinstance(patcher, _MappedPatcher) or bool(getattr(patcher, "is_dynamic", bool)())
 
 
-def keep_in_file(patcher: Any) -> Any:
-    """The same patcher, of a class that knows that its weights are in their file."""
-    return mix_in(_MappedPatcher, patcher, "Mapped")
+def keep_in_file(patcher: Any) -> None:
+    """Give the patcher a class that knows that its weights are in their file."""
+    mix_in(_MappedPatcher, patcher, "Mapped")

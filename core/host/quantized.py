@@ -293,6 +293,6 @@ def _int8_layer(model: torch.nn.Module, key: str) -> Int8Layer | None:
     return layer if isinstance(layer, Int8Layer) and layer.quantized else None
 
 
-def patch_at_use(patcher: Any) -> Any:
-    """The same patcher, of a class that adds patches of int8 weights at each use."""
-    return mix_in(_OwnPatcher, patcher, "Quantized")
+def patch_at_use(patcher: Any) -> None:
+    """Give the patcher a class that adds patches of int8 weights at each use."""
+    mix_in(_OwnPatcher, patcher, "Quantized")

@@ -297,10 +297,11 @@ def load_model(
     kept: list[str] = []
     told: list[str] = []
 
-    def lend(role: str, files: Sequence[FileRef], load: Callable[[_Lazy], Any]) -> host.LoadedModel:
+    def lend(
+        role: str, files: Sequence[FileRef], load: Callable[[Sequence[host.LazyFile]], Any]
+    ) -> host.LoadedModel:
         def loaded() -> host.KeptModel:
             host.check_interrupt()
-            lazy = _Lazy()
             if role != "vae" and allocation.dtype in _PACKED:
                 with kept_weights.makers(
                     [stamps[file] for file in files],
@@ -309,11 +310,12 @@ def load_model(
                     told.append,
                     _pack_int4 if allocation.dtype == "int4" else None,
                 ) as makers:
-                    lazy = _Lazy([_file_to_quantize(paths[file], makers) for file in files])
-                    return host.KeptModel(load(lazy))
+                    return host.KeptModel(
+                        load([_file_to_quantize(paths[file], makers) for file in files])
+                    )
             if role != "vae" and in_file:
-                lazy = _Lazy(mapped=[_mapped_file(paths[file], stored) for file in files])
-            return host.KeptModel(load(lazy))
+                return host.KeptModel(load([_mapped_file(paths[file], stored) for file in files]))
+            return host.KeptModel(load(()))
 
         needs = sum(
             0 if in_file and part.role != "vae" else _needed(part, allocation.dtype, plan)
@@ -327,15 +329,11 @@ def load_model(
             kept.extend(file.name for file in files)
         return pool.lend(key, needs, loaded)
 
-    def load_main(lazy: _Lazy) -> host.LoadedModel:
-        options = {
-            "dtype": dtype,
-            "to_quantize": lazy.to_quantize[0] if lazy.to_quantize else None,
-            "mapped": lazy.mapped[0] if lazy.mapped else None,
-        }
+    def load_main(lazy: Sequence[host.LazyFile]) -> host.LoadedModel:
+        path, file = paths[choice.model], lazy[0] if lazy else None
         if choice.model.folder == "checkpoints":
-            return host.load_checkpoint(paths[choice.model], **options)
-        model = host.load_diffusion_model(paths[choice.model], **options)
+            return host.load_checkpoint(path, dtype=dtype, lazy=file)
+        model = host.load_diffusion_model(path, dtype=dtype, lazy=file)
         return host.LoadedModel(model, None, None)
 
     model, clip, vae = lend(choice.model.folder, [choice.model], load_main)
@@ -354,7 +352,7 @@ def load_model(
             f"text encoders of {kind}",
             choice.text_encoders,
             lambda lazy: host.LoadedModel(
-                None, host.load_text_encoders(encoders, kind, **lazy._asdict()), None
+                None, host.load_text_encoders(encoders, kind, lazy=lazy), None
             ),
         ).clip
     if choice.vae is not None:
@@ -507,13 +505,6 @@ _DIFFUSERS_NAME = re.compile(
 def _mapped_file(path: Path, dtypes: Mapping[str, str]) -> host.MappedFile:
     file = stream(path)
     return host.MappedFile(file.tensors, file.metadata, dtypes, file.release)
-
-
-class _Lazy(NamedTuple):
-    """The files of a part, to be loaded otherwise than by ComfyUI's loaders; at most one is set."""
-
-    to_quantize: Sequence[host.FileToQuantize] = ()
-    mapped: Sequence[host.MappedFile] = ()
 
 
 def _conceded(name: str, allocation: Allocation, reason: str) -> Notice:

@@ -151,9 +151,7 @@ class ModelPool:
         keep = self._make_room(model.bytes, loaded=True) and keep
         lent = model.lend()
         if keep:
-            with self._lock:
-                self._clock += 1
-                self._entries[key.id] = _Entry(key, model, self._clock)
+            self._keep(key, model)
         return lent
 
     def take(self, key: ModelKey) -> Any | None:
@@ -177,9 +175,7 @@ class ModelPool:
             self._misses += 1
         keep = self._make_room(model.bytes, loaded=True)
         if keep:
-            with self._lock:
-                self._clock += 1
-                self._entries[key.id] = _Entry(key, model, self._clock)
+            self._keep(key, model)
         return keep
 
     def settle(self) -> None:
@@ -212,8 +208,7 @@ class ModelPool:
             unwanted, self._unwanted = self._unwanted, set()
             gone = [self._entries.pop(i) for i in unwanted if i in self._entries]
         for entry in gone:
-            log.info("Intelligent Generation: %s leaves the model pool.", _names(entry.key))
-            entry.model.let_go()
+            _let_go(entry)
 
     def change(self, settings: PoolSettings) -> None:
         """Take other settings; models over a smaller budget go at the next use."""
@@ -258,6 +253,11 @@ class ModelPool:
             for id_, one in self._entries.items()
         ]
 
+    def _keep(self, key: ModelKey, model: Keepable) -> None:
+        with self._lock:
+            self._clock += 1
+            self._entries[key.id] = _Entry(key, model, self._clock)
+
     def _make_room(self, new: int, *, loaded: bool = False) -> bool:
         # What is loaded already has taken its RAM.
         free = self._free_ram() + (new if loaded else 0)
@@ -281,8 +281,7 @@ class ModelPool:
             if entry is None:
                 return
             self._evictions += 1
-        log.info("Intelligent Generation: %s leaves the model pool.", _names(entry.key))
-        entry.model.let_go()
+        _let_go(entry)
 
     def _drop_replaced(self, key: ModelKey) -> None:
         # A file that was written anew since is another model; nobody asks for the old one again.
@@ -314,5 +313,7 @@ def pool_report(state: PoolState) -> str:
     return "\n".join(lines)
 
 
-def _names(key: ModelKey) -> str:
-    return ", ".join(Path(stamp.path).name for stamp in key.files)
+def _let_go(entry: _Entry) -> None:
+    names = ", ".join(Path(stamp.path).name for stamp in entry.key.files)
+    log.info("Intelligent Generation: %s leaves the model pool.", names)
+    entry.model.let_go()

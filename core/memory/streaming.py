@@ -57,7 +57,10 @@ def stream(path: Path) -> StreamedFile:
     """
     header = read_header(path)
     if sys.byteorder != "little":
-        raise ModelFileError(f"{path.name} cannot be mapped on a big-endian machine.")
+        raise ModelFileError(
+            f"{path.name} cannot be used from where it lies on a big-endian machine. Set strategy "
+            "and weight_dtype to AUTO and auto in MemoryStrategy."
+        )
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -72,8 +75,8 @@ def stream(path: Path) -> StreamedFile:
         dtype = _DTYPES.get(info.dtype)
         if dtype is None:
             raise ModelFileError(
-                f"{path.name} holds {name} as {info.dtype}, which cannot be loaded at int8. Leave "
-                "weight_dtype at auto."
+                f"{path.name} holds {name} as {info.dtype}, which this PyTorch does not have. Set "
+                "strategy and weight_dtype to AUTO and auto in MemoryStrategy."
             )
         begin, end = (8 + length + offset for offset in table[name]["data_offsets"])
         raw = whole[begin:end]

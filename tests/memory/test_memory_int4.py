@@ -19,7 +19,7 @@ def pack(part, name, weight):
     return host.pack_int4(weight)
 def load():
     file = path("diffusion_models", name)
-    return host.load_diffusion_model(file, to_quantize=file_to_quantize(file)._replace(int4=pack))
+    return host.load_diffusion_model(file, lazy=file_to_quantize(file)._replace(int4=pack))
 def predict(patcher):
     patcher.model_patches_to(CPU)
     patcher.detach()

@@ -38,7 +38,7 @@ def difference(one, other):
 
 def load(name, folder="checkpoints", int8=True):
     file = path(folder, name)
-    wanted = {"to_quantize": file_to_quantize(file)} if int8 else {}
+    wanted = {"lazy": file_to_quantize(file)} if int8 else {}
     if folder == "checkpoints":
         return host.load_checkpoint(file, **wanted)
     return host.load_diffusion_model(file, **wanted)
@@ -265,7 +265,7 @@ full = load("small-sd15-unet.safetensors", "diffusion_models", int8=False)
 small = load("small-sd15-unet.safetensors", "diffusion_models")
 clip = host.load_text_encoders([encoder], "stable_diffusion")
 small_clip = host.load_text_encoders(
-    [encoder], "stable_diffusion", to_quantize=[file_to_quantize(encoder)])
+    [encoder], "stable_diffusion", lazy=[file_to_quantize(encoder)])
 transformer = load("small-sd3.safetensors", "diffusion_models")
 def predicted(role, file):
     (size,) = part_sizes([(role, read_header(file))], stay_float32=host.float32_beside_int8())
@@ -309,7 +309,7 @@ def test_a_damaged_weight_is_refused_before_a_model_is_made(in_comfyui: InComfyU
         """
 from intelligent_generation.core.errors import ModelFileError
 try:
-    host.load_diffusion_model(Path(ARGUMENTS[0]), to_quantize=file_to_quantize(Path(ARGUMENTS[0])))
+    host.load_diffusion_model(Path(ARGUMENTS[0]), lazy=file_to_quantize(Path(ARGUMENTS[0])))
 except ModelFileError as error:
     report(error=str(error))
 """,

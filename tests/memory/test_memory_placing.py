@@ -147,7 +147,7 @@ import comfy.ops
 strategy, dtype = ARGUMENTS
 file = path("checkpoints", "small-sd15.safetensors")
 if dtype == "int8":
-    model, clip, vae = host.load_checkpoint(file, to_quantize=file_to_quantize(file))
+    model, clip, vae = host.load_checkpoint(file, lazy=file_to_quantize(file))
 else:
     model, clip, vae = host.load_checkpoint(file, dtype=dtype)
 work = working(model)
@@ -370,7 +370,7 @@ name = "small-sd15.safetensors"
 dtypes = {"diffusion_model": "float16", "text_encoder": "float16"}
 before = own_ram()
 model, clip, vae = host.load_checkpoint(
-    path("checkpoints", name), mapped=mapped("checkpoints", name, dtypes))
+    path("checkpoints", name), lazy=mapped("checkpoints", name, dtypes))
 ours = own_ram() - before
 stock = place(plan("DISK_OFFLOAD"), *host.apply_lora(model, clip, ARGUMENTS[0], 1.0, 1.0)[:2], vae,
               FREE)
@@ -391,10 +391,10 @@ with_lora = host.apply_lora(full.model, full.clip, ARGUMENTS[0], 1.0, 1.0)
 plain = run(with_lora.model, with_lora.clip, full.vae)
 encoder = mapped("text_encoders", "small-clip-l.safetensors", dtypes)
 alone = host.load_text_encoders(
-    [path("text_encoders", "small-clip-l.safetensors")], "stable_diffusion", mapped=[encoder])
+    [path("text_encoders", "small-clip-l.safetensors")], "stable_diffusion", lazy=[encoder])
 unet = mapped("diffusion_models", "small-sdxl-unet.safetensors", dtypes)
 sdxl = host.load_diffusion_model(
-    path("diffusion_models", "small-sdxl-unet.safetensors"), mapped=unet)
+    path("diffusion_models", "small-sdxl-unet.safetensors"), lazy=unet)
 report(
     ours=ours, ran=ran, on_the_fly=result[2]["on_the_fly"],
     difference=same(result, plain)[1], whole=same(second, plain)[1],

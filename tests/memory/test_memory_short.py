@@ -287,7 +287,7 @@ except ShortOfMemoryError as error:
 back()
 report(
     first=len(first_calls), left=left, told=told,
-    second=[call["to_quantize"] is not None for call in second_calls],
+    second=[call["lazy"] is not None for call in second_calls],
     dtypes=[second.info.weight_dtype, third.info.weight_dtype],
     why=[[notice.message for notice in one.info.notices] for one in (second, third)],
 )
