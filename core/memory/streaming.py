@@ -52,14 +52,14 @@ def stream(path: Path) -> StreamedFile:
     """Map a safetensors file; nothing but its header is read.
 
     Raises:
-        ModelFileError: the file cannot be read, is not whole, or holds a data type that this
-            torch lacks.
+        ModelFileError: the file cannot be read, is not whole, or holds a data type other
+            than those that models are computed in and the usual ones of 8 bits.
     """
     header = read_header(path)
     if sys.byteorder != "little":
         raise ModelFileError(
             f"{path.name} cannot be used from where it lies on a big-endian machine. Set strategy "
-            "and weight_dtype to AUTO and auto in MemoryStrategy."
+            "to AUTO and weight_dtype to auto in MemoryStrategy."
         )
     try:
         with path.open("rb") as file:
@@ -75,8 +75,8 @@ def stream(path: Path) -> StreamedFile:
         dtype = _DTYPES.get(info.dtype)
         if dtype is None:
             raise ModelFileError(
-                f"{path.name} holds {name} as {info.dtype}, which this PyTorch does not have. Set "
-                "strategy and weight_dtype to AUTO and auto in MemoryStrategy."
+                f"{path.name} holds {name} as {info.dtype}, which can neither be quantized nor "
+                "stay in its file. Set strategy to AUTO and weight_dtype to auto in MemoryStrategy."
             )
         begin, end = (8 + length + offset for offset in table[name]["data_offsets"])
         raw = whole[begin:end]
