@@ -337,6 +337,7 @@ def _card(vram_gib: float) -> Any:
 def _placed(loaded: Any, plan: Any, cap: float, side: int, cfg: float) -> dict[str, Any]:
     """What the table for a card with a limit says of the diffusion model, and what a run holds."""
     from intelligent_generation.core import host
+    from intelligent_generation.core.host import rules
     from intelligent_generation.core.memory import Machine, place, plan_memory
     from intelligent_generation.core.memory.allocation import PartSize, allocate
 
@@ -357,7 +358,7 @@ def _placed(loaded: Any, plan: Any, cap: float, side: int, cfg: float) -> dict[s
     model, clip, vae = place(limited, loaded.model, loaded.clip, loaded.vae, _card(24))
     with OwnMemory() as taken:
         _step(loaded._replace(model=model, clip=clip, vae=vae), side, cfg)
-    held = int(model.loaded_size())
+    held, layer = int(model.loaded_size()), rules._on_top(model)
     streamed = [
         layer for layer in model.model.modules() if hasattr(layer, "prev_comfy_cast_weights")
     ]
@@ -366,11 +367,12 @@ def _placed(loaded: Any, plan: Any, cap: float, side: int, cfg: float) -> dict[s
         "cap_gib": cap,
         "side": side,
         "computing_gib": _gib(working),
-        "predicted_held_gib": _gib(row.device_bytes),
+        # At most: with what the layer that computes takes beside the weights that are held.
+        "predicted_gib": _gib(row.device_bytes),
         "held_gib": _gib(held),
-        "predicted_share": round(row.device_bytes / row.bytes, 3),
+        "layer_gib": _gib(layer),
         "share": round(held / size, 3),
-        "held_and_computing_gib": _gib(held + working),
+        "in_all_gib": _gib(held + layer + working),
         "streamed_layers": len(streamed),
         "peak_gib": _gib(taken.rise),
         "seconds": round(taken.seconds, 1),
