@@ -24,19 +24,24 @@ from ..core.catalog import (
     lora_fit,
 )
 from ..core.catalog.digest import weight_in_words
-from ..core.embedding import model_folder, open_encoder
+from ..core.embedding import Encoder, Opened, Vectors, model_folder, open_encoder
 from ..core.limits import MIN_CONFIDENCE
-from ..core.plan import Clause, FileRef, PromptAnalysis
+from ..core.plan import FileRef, PromptAnalysis
 from ..core.prompting import analyze
 from ..core.recommending import recommend
 from ..core.recommending.index import Index, index_of, read_entry
 from ..core.recommending.meaning import Meaning
 from ..core.recommending.query import read_query
 from ..core.recommending.recommender import intent_factor
-from ..core.recommending.scoring import Ranking, load_ranking, score
+from ..core.recommending.scoring import RANKING, Ranking, load_ranking, score
 from ..core.recommending.strengths import strength_for
 from ..core.recommending.text import STOPWORDS, words
-from ..core.recommending.vectors import Similarity
+from ..core.recommending.vectors import (
+    ALIGNMENT,
+    Similarity,
+    read_alignment,
+    texts_of,
+)
 from .parameters import FAMILY_NAMES
 
 RANKED = 20
@@ -48,7 +53,7 @@ SATURATION, LENGTH = 1.2, 0.75
 """BM25's k1 and b, at their usual values (Robertson and Zaragoza 2009)."""
 RESAMPLES = 1000
 FOLDS = 5
-VECTORS = Path(__file__).parent.parent / ".cache" / "recommend" / "lora_vectors.bin"
+VECTORS = Path(__file__).parent.parent / ".cache" / "recommend"
 SCALES = (7_500, 100_000)
 LEAST = (0.5, 0.55, 0.6, 0.65, 0.7)
 """Least confidences to compare."""
@@ -167,30 +172,68 @@ def library_of(rows: Iterable[Row]) -> LoraLibrary:
 # --------------------------------------------------------------------------- answers
 
 
+class Fitted(NamedTuple):
+    """What was fitted, on all pairs or on those of all folds but one."""
+
+    ranking: Ranking
+    meaning: Meaning | None
+    """None compares words alone."""
+
+
 class Setup(NamedTuple):
     """What the recommender works with."""
 
     library: LoraLibrary
     ids: Sequence[str]
     """Of the library's entries, in their order."""
-    meaning: Meaning | None
+    fitted: Sequence[Fitted]
+    """One for each fold of recommend_fit; or what is shipped, alone."""
+    encoder: Encoder | None
     """None compares words alone."""
-    rankings: Sequence[Ranking] = ()
-    """One for each fold of recommend_fit; none for ranking.json."""
+
+
+class _Remembering:
+    """An encoder that encodes no text of a LoRA twice: every fold asks for the same."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, Vectors] = {}
+        self.encode_parts = encoder.encode_parts
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known |= zip(new, self._encoder.encode(new), strict=True)
+        return np.stack([self._known[text] for text in texts])
 
 
 def set_up(rows: Sequence[Row], *, words_only: bool, crossed: Path | None) -> Setup:
     """The rows as a library, read and compared by meaning; vectors are kept for the next time."""
     library = library_of(rows)
-    meaning = None
+    encoder = None
     if not words_only:
-        meaning = Meaning(VECTORS, lambda: open_encoder(model_folder()))
-        meaning.start(library)
-        if (status := meaning.wait()).state != "ready":
-            raise SystemExit(f"Not compared by meaning ({status.problem}); use --words-only.")
+        opened = open_encoder(model_folder())
+        if opened.encoder is None:
+            raise SystemExit(f"Not compared by meaning ({opened.problem}); use --words-only.")
+        encoder = _Remembering(opened.encoder)
     index_of(library)
-    rankings = [load_ranking(crossed / f"{fold}.json") for fold in range(FOLDS)] if crossed else ()
-    return Setup(library, [row["id"] for row in rows], meaning, rankings)
+    files = [("shipped", RANKING, ALIGNMENT)]
+    if crossed:
+        names = [(f"fold-{fold}", crossed / str(fold)) for fold in range(FOLDS)]
+        files = [(n, p.with_suffix(".json"), p.with_suffix(".safetensors")) for n, p in names]
+    fitted = [
+        Fitted(load_ranking(ranking), encoder and _meaning(library, encoder, name, alignment))
+        for name, ranking, alignment in files
+    ]
+    return Setup(library, [row["id"] for row in rows], fitted, encoder)
+
+
+def _meaning(library: LoraLibrary, encoder: Encoder, name: str, alignment: Path) -> Meaning:
+    aligned = read_alignment(alignment)
+    meaning = Meaning(VECTORS / f"{name}.bin", lambda: Opened(encoder), lambda: aligned)
+    meaning.start(library)
+    if (status := meaning.wait()).state != "ready":
+        raise SystemExit(f"The library's vectors could not be made: {status.problem}")
+    return meaning
 
 
 def fold_of(model: object) -> int:
@@ -203,12 +246,13 @@ def model_of(row: Row) -> object:
     return row["id"] if row["model_id"] is None else row["model_id"]
 
 
-def answer(text: str, family: str, setup: Setup, ranking: Ranking | None = None) -> Answer:
+def answer(text: str, family: str, setup: Setup, fitted: Fitted) -> Answer:
     """What LoRARecommender would say of a prompt, and what it ranks behind that.
 
     Args:
         text: the prompt.
         family: of the model, as the data calls it.
+        fitted: one of `setup.fitted`.
     """
     library, ids = setup.library, setup.ids
     if not text.strip():  # nothing but trigger words: the node refuses it
@@ -216,7 +260,8 @@ def answer(text: str, family: str, setup: Setup, ranking: Ranking | None = None)
     family = family_named(family)
     started = time.perf_counter()
     analysis = analyze(text)
-    like = setup.meaning.similarity(library, analysis.clauses) if setup.meaning else None
+    ranking, meaning = fitted
+    like = meaning.similarity(library, analysis.clauses) if meaning else None
     plan = recommend(
         analysis, library, family=family, fit=lora_fit, similarity=like, ranking=ranking
     )
@@ -242,7 +287,7 @@ def _scored(
     index: Index,
     family: str,
     like: Similarity | None,
-    ranking: Ranking | None,
+    ranking: Ranking,
 ) -> Iterable[tuple[int, float]]:
     # Rows without a family are never recommended, but a file's tensors would tell it.
     fits = {e: 1.0 if e == "unknown" else lora_fit(e, family) for e in index.families}
@@ -259,14 +304,14 @@ def _scored(
             yield int(position), float(confidence)
 
 
-def _ranking_for(pair: Row, rows: Mapping[str, Row], setup: Setup) -> Ranking | None:
-    """The trees that saw none of the pair's LoRAs; None for ranking.json."""
-    if not setup.rankings:
-        return None
+def _fitted_for(pair: Row, rows: Mapping[str, Row], setup: Setup) -> Fitted:
+    """What saw none of the pair's LoRAs; or what is shipped."""
+    if len(setup.fitted) == 1:
+        return setup.fitted[0]
     targets = [t["lora_id"] for t in pair["targets"] if t["lora_id"] in rows]
     if not targets:
-        return setup.rankings[zlib.crc32(pair["prompt"].encode()) % FOLDS]
-    return setup.rankings[fold_of(model_of(rows[targets[0]]))]
+        return setup.fitted[zlib.crc32(pair["prompt"].encode()) % FOLDS]
+    return setup.fitted[fold_of(model_of(rows[targets[0]]))]
 
 
 def _predict(
@@ -275,7 +320,7 @@ def _predict(
     of_id = {row["id"]: row for row in rows}
     with out.open("w", encoding="utf-8", newline="\n") as file:
         for pair in pairs:
-            said = answer(pair[field], pair["family"], setup, _ranking_for(pair, of_id, setup))
+            said = answer(pair[field], pair["family"], setup, _fitted_for(pair, of_id, setup))
             line = {
                 "id": pair["id"],
                 "ranked": [one._asdict() for one in said.ranked],
@@ -289,7 +334,7 @@ def _predict(
 def _without(rows: Sequence[Row], prompts: Sequence[Row], setup: Setup) -> dict[str, Any]:
     of_id = {row["id"]: row for row in rows}
     asked = [{**row, "targets": []} for row in prompts if row["kind"] == "user_prompt"]
-    said = [answer(row["prompt"], "sd15", setup, _ranking_for(row, of_id, setup)) for row in asked]
+    said = [answer(row["prompt"], "sd15", setup, _fitted_for(row, of_id, setup)) for row in asked]
     surest = [max((r.confidence for r in a.ranked[: a.recommended]), default=0.0) for a in said]
     return {
         "prompts": len(said),
@@ -345,17 +390,18 @@ def _seed_formula(entry: LoraEntry, cosine: float, prompt_words: frozenset[str])
 
 
 def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str, setup: Setup) -> dict[str, Any]:
-    library, ids, meaning, _ = setup
+    library, ids, _, encoder = setup
     models = {row["id"]: model_of(row) for row in rows}
     of_id = {row["id"]: row for row in rows}
     pairs = [pair for pair in pairs if any(t["lora_id"] in models for t in pair["targets"])]
     bm25 = Bm25(library)
+    names = encoder.encode([texts_of(e).name for e in library.entries]) if encoder else None
     hits: dict[str, list[bool]] = {}
     usable: dict[str, set[int]] = {}
     for pair in pairs:
         text, family = pair[field], family_named(pair["family"])
         used = {models[t["lora_id"]] for t in pair["targets"] if t["lora_id"] in models}
-        said = answer(text, pair["family"], setup, _ranking_for(pair, of_id, setup))
+        said = answer(text, pair["family"], setup, _fitted_for(pair, of_id, setup))
         if family not in usable:
             usable[family] = {
                 position
@@ -365,15 +411,15 @@ def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str, setup: Setup
         fitting = usable[family]
         by_words = [at for at in bm25.order(text) if at in fitting]
         orders = {"ours": [one.id for one in said.ranked], "bm25": [ids[at] for at in by_words]}
-        like = meaning.similarity(library, [Clause(text=text, weight=1.0)]) if meaning else None
-        if like is not None:
-            cosine = [int(at) for at in np.argsort(-like.prompt, kind="stable") if at in fitting]
+        if encoder is not None and names is not None:
+            near = names @ encoder.encode([text])[0]
+            cosine = [int(at) for at in np.argsort(-near, kind="stable") if at in fitting]
             orders["minilm"] = [ids[at] for at in cosine[: 10 * RANKED]]
             orders["rank_fusion"] = [ids[at] for at in fused(by_words, cosine[: 10 * RANKED])]
             asked = frozenset(words(text))
             best = {*cosine[: 10 * RANKED], *by_words}
             formula = {
-                at: _seed_formula(library.entries[at], float(like.prompt[at]), asked) for at in best
+                at: _seed_formula(library.entries[at], float(near[at]), asked) for at in best
             }
             ranked = sorted(formula, key=lambda at: (-formula[at], at))
             orders["requirement_2_9"] = [ids[at] for at in ranked]
@@ -424,7 +470,9 @@ def _scale(
         started = time.perf_counter()
         setup = set_up(many, words_only=words_only, crossed=None)
         built = time.perf_counter() - started
-        taken = [answer(pair[field], pair["family"], setup).seconds for pair in pairs]
+        taken = [
+            answer(pair[field], pair["family"], setup, setup.fitted[0]).seconds for pair in pairs
+        ]
         out[str(size)] = {
             "build_seconds": round(built, 2),
             "index_megabytes": round(index_of(setup.library).bytes() / 1e6, 1),

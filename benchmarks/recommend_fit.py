@@ -1,29 +1,27 @@
-"""Fit core/recommending/ranking.json on pairs of a prompt and the LoRAs that were used with it."""
+"""Fit core/recommending/alignment.safetensors and ranking.json on pairs of a prompt and the LoRAs
+that were used with it."""
 
 from __future__ import annotations
 
 import argparse
 import hashlib
 import json
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from ..core.catalog import lora_fit
-from ..core.embedding import Encoder, model_folder, open_encoder
-from ..core.prompting import analyze
-from ..core.recommending.evidence import compare, gather
-from ..core.recommending.index import Index
-from ..core.recommending.meaning import projection
-from ..core.recommending.query import read_query
-from ..core.recommending.vectors import similarity, telling_parts, texts_of
-from .recommend import FOLDS, Row, entry_of, family_named, fold_of, lines, model_of, neighbors_of
+from ..core.embedding import model_folder, open_encoder
+from ..core.recommending.evidence import compare
+from ..core.recommending.trees import Trees
+from ..core.recommending.vectors import Alignment
+from .recommend import FOLDS, lines, neighbors_of
+from .recommend_align import align
+from .recommend_examples import FIELDS, Data, Example, Prompt, examples, read_data
 
-FIELDS = ("prompt", "prompt_wo_triggers")
 BOOSTING = {
     "objective": "binary",
     "learning_rate": 0.04,
@@ -44,17 +42,10 @@ ROUNDS = 320
 WRONG = 3
 """One wrong answer of so many is fitted on, and counts for all of them: as good, measured, and in a
 third of the time."""
-SMALL = (3, 800)
-"""Every prompt is also asked of a library of so many LoRAs, drawn at random: most people have few,
-and of few most fit no prompt."""
-ANSWERED = 0.35
-"""How often the LoRAs that were used are in that small library."""
 LACKING = {"meaning": 0.15, "popularity": 0.25, "texts": 0.15, "answers": 0.15}
 """How often a prompt is shown without vectors, without what hubs count, without tags and
 descriptions, and without the LoRAs that were used, so that it needs none."""
-OF_MEANING = (
-    "similarity", "similarity_clause", "similarity_description", "similarity_description_clause",
-)  # fmt: skip
+OF_MEANING = ("similarity", "similarity_clause")
 OF_POPULARITY = ("downloads", "likes")
 OF_TEXTS = (
     "tags", "tag_share", "tag_top", "tag_phrases", "description", "description_top", "tag_count",
@@ -63,9 +54,6 @@ OF_TEXTS = (
 FIRST = 3
 ANYTHING = 3e38
 """A threshold that all numbers are below."""
-SHORT = 128
-"""Numbers of a LoRA's vector that are kept."""
-
 FACTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         "trigger",
@@ -100,7 +88,7 @@ FACTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     (
         "semantic",
-        "cosine of embeddings, of name and of description, to the prompt and its nearest clause",
+        "cosine of aligned embeddings to the prompt and to the nearest of its clauses",
         OF_MEANING,
     ),
     ("popularity", "downloads and likes on the hub it came from", OF_POPULARITY),
@@ -147,27 +135,15 @@ JUDGED = (
 )
 
 
-class Example(NamedTuple):
-    """One prompt and its candidates."""
-
-    fold: int
-    columns: dict[str, np.ndarray]
-    used: np.ndarray
-    near: np.ndarray
-    """Another LoRA of the same character, series or style as one that was used."""
-    models: np.ndarray
-    """Numbers of the candidates' models."""
-    library: int
-    """LoRAs that the model can use."""
-    needs: bool
-    """Whether LoRAs were used with it."""
-    small: bool
-    """Whether the library is one drawn at random: to fit on, not to measure on."""
-
-
 def main(argv: list[str]) -> dict[str, Any]:
-    """Fit the recommender's trees, split by LoRA: no fold's LoRAs are seen by the trees that are
-    measured on it, neither as answers nor as wrong answers. Then fit them on everything.
+    """Fit the recommender, split by LoRA, and tell how often a LoRA that was used is among the
+    first three. Then fit it on everything.
+
+    Two things are fitted: the alignment of vectors, and the trees on what compares prompts and
+    LoRAs. No fold's LoRAs are seen by the alignment and the trees that are measured on it, neither
+    as answers nor as wrong answers. The prompts that trees are fitted on are compared by an
+    alignment that did not see them either, so that the trees trust meaning as far as it can be
+    trusted of new LoRAs.
 
     The vectors need the embedding model on this machine. Needs about 6 GB of memory.
     """
@@ -177,8 +153,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--neighbors", type=Path)
     parser.add_argument("--without", type=Path, help="prompts, one a line, that needed no LoRA")
     parser.add_argument("--out", type=Path, required=True, help="ranking.json")
-    parser.add_argument("--folds", type=Path, help="folder for the trees of each fold")
-    parser.add_argument("--projection", type=Path, help="find the vectors' directions anew")
+    parser.add_argument("--alignment", type=Path, required=True, help="alignment.safetensors")
+    parser.add_argument("--folds", type=Path, help="folder for what is fitted for each fold")
     parser.add_argument("--only", type=int, help="this many folds, to try something")
     options = parser.parse_args(argv)
     encoder = open_encoder(model_folder()).encoder
@@ -192,22 +168,21 @@ def main(argv: list[str]) -> dict[str, Any]:
         if row["kind"] == "user_prompt"
     ]
     near = neighbors_of(options.neighbors) if options.neighbors else {}
-    directions = projection()
-    if options.projection:
-        names = encoder.encode([texts_of(entry_of(row)).name for row in rows])
-        directions = principal_directions(names)
-        save_file({"projection": directions}, options.projection)
-    examples = read_examples(rows, pairs, without, near, encoder, directions)
-    measured: dict[str, list[bool]] = {field: [] for field in FIELDS}
+    data = read_data(rows, pairs, without, near, encoder)
+    alignments = Alignments(data)
+    hits: list[Hit] = []
     answers: list[tuple[np.ndarray, np.ndarray]] = []
     for fold in range(options.only or FOLDS):
-        trees = fit(examples, fold)
-        found = measure(trees, examples, fold, measured)
-        answers += found
-        print(f"fold {fold}: " + str({k: round(float(np.mean(v)), 4) for k, v in measured.items()}))
+        seen = list(examples(data, alignments.beside(fold)))
+        trees = fit(data, seen, fold)
+        new_hits, new_answers = measure(trees, seen, fold)
+        hits += new_hits
+        answers += new_answers
+        print(f"fold {fold}: {shares(new_hits)}", flush=True)
         if options.folds:
             options.folds.mkdir(parents=True, exist_ok=True)
-            write(options.folds / f"{fold}.json", trees, calibrated(found), {})
+            write(options.folds / f"{fold}.json", trees, calibrated(new_answers), {})
+            save(options.folds / f"{fold}.safetensors", alignments.without(fold))
     digest = hashlib.sha256()
     for path in (*options.library, options.pairs, *filter(None, [options.without])):
         digest.update(path.read_bytes())
@@ -216,112 +191,28 @@ def main(argv: list[str]) -> dict[str, Any]:
         "library": len(rows),
         "prompts_without": len(without),
         "data_sha256": digest.hexdigest(),
-        "hit@3": {field: round(float(np.mean(hits)), 4) for field, hits in measured.items()},
+        "hit@3": shares(hits),
         "folds": options.only or FOLDS,
     }
-    write(options.out, fit(examples, None), calibrated(answers), said)
+    save(options.alignment, alignments.without())
+    trees = fit(data, list(examples(data, alignments.beside())), None)
+    write(options.out, trees, calibrated(answers), said)
     return said
 
 
-# --------------------------------------------------------------------------- examples
+class Alignments:
+    """The alignments of some data, each without the LoRAs of some folds; fitted when needed."""
+
+    def __init__(self, data: Data) -> None:
+        self.without = cache(lambda *folds: align(data, frozenset(folds)))
+
+    def beside(self, left_out: int | None = None) -> Callable[[Prompt], Alignment]:
+        """For each prompt the alignment that saw neither its fold nor the one left out."""
+        left = set() if left_out is None else {left_out}
+        return lambda prompt: self.without(*sorted({prompt.fold, *left}))
 
 
-def read_examples(
-    rows: Sequence[Row],
-    pairs: Sequence[Row],
-    without: Sequence[Row],
-    near: Mapping[object, set[object]],
-    encoder: Encoder,
-    directions: np.ndarray,
-) -> list[tuple[str, Example]]:
-    """Every prompt with its candidates, by field; vectors are compared in the directions given,
-    [dimensions, n]."""
-    entries = [entry_of(row) for row in rows]
-    index = Index(entries)
-    texts = [texts_of(entry) for entry in entries]
-    names = encoder.encode([each.name for each in texts])
-    descriptions = encoder.encode([each.description for each in texts])
-    descriptions[[not each.description for each in texts]] = np.nan
-    names, descriptions = _shortened(names, directions), _shortened(descriptions, directions)
-    models = [model_of(row) for row in rows]
-    numbers = {model: number for number, model in enumerate(dict.fromkeys(models))}
-    numbered = np.array([numbers[model] for model in models])
-    of_id = dict(zip((row["id"] for row in rows), models, strict=True))
-    fits: dict[str, np.ndarray] = {}
-    chance = np.random.RandomState(0)
-    found: list[tuple[str, Example]] = []
-    for place, pair in enumerate([*pairs, *without]):
-        targets = [of_id[t["lora_id"]] for t in pair["targets"] if t["lora_id"] in of_id]
-        if pair["targets"] and not targets:
-            continue
-        fold = fold_of(targets[0]) if targets else zlib.crc32(pair["prompt"].encode()) % FOLDS
-        accepted = set(targets).union(*(near.get(target, ()) for target in targets))
-        usable = fits.setdefault(pair["family"], _usable(index, pair["family"]))
-        for field in FIELDS if targets else FIELDS[:1]:
-            if not pair[field].strip():
-                # Nothing is left without its trigger words: nobody can tell.
-                none = np.zeros(0, bool)
-                found.append(
-                    (field, Example(fold, {}, none, none, none.astype(int), 0, True, False))
-                )
-                continue
-            clauses = analyze(pair[field]).clauses
-            prompt = _shortened(encoder.encode_parts(telling_parts(clauses)), directions)
-            like = similarity(prompt, names, descriptions)
-            query = read_query(clauses)
-            answers = np.isin(numbered, [numbers[target] for target in targets])
-            fitting = np.isin(numbered, [numbers[m] for m in accepted if m in numbers])
-            for small in (False, True):
-                there = _some(usable, fitting, chance) if small else usable
-                if not there.any():
-                    continue
-                positions, columns = gather(index, query, there, like)
-                found.append(
-                    (
-                        field,
-                        Example(
-                            fold,
-                            {name: each.astype(np.float16) for name, each in columns.items()},
-                            answers[positions],
-                            fitting[positions],
-                            numbered[positions],
-                            int(there.sum()),
-                            bool(targets),
-                            small,
-                        ),
-                    )
-                )
-        if place % 1000 == 0:
-            print(f"{place} of {len(pairs) + len(without)} prompts read", flush=True)
-    _folds_of_models[:] = [fold_of(model) for model in numbers]
-    return found
-
-
-_folds_of_models: list[int] = []
-
-
-def principal_directions(vectors: np.ndarray) -> np.ndarray:
-    """[dimensions, SHORT]: the right singular vectors of most weight, in half precision."""
-    return np.linalg.svd(vectors, full_matrices=False)[2][:SHORT].T.astype(np.float16)
-
-
-def _shortened(vectors: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    short = vectors @ directions.astype(np.float32)
-    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-9)
-
-
-def _usable(index: Index, family: str) -> np.ndarray:
-    # Rows without a family are never recommended, but a file's tensors would tell it.
-    named = family_named(family)
-    fits = [each == "unknown" or lora_fit(each, named) > 0 for each in index.families]
-    return np.array(fits)[index.family]
-
-
-def _some(usable: np.ndarray, fitting: np.ndarray, chance: np.random.RandomState) -> np.ndarray:
-    """A small part of the library, with all or none of the LoRAs that fit."""
-    size = np.exp(chance.uniform(*np.log(SMALL)))
-    some = usable & ~fitting & (chance.rand(len(usable)) < size / usable.sum())
-    return some | (usable & fitting) if chance.rand() < ANSWERED else some
+# --------------------------------------------------------------------------- fitting
 
 
 def _varied(example: Example, chance: np.random.RandomState) -> Example:
@@ -331,7 +222,6 @@ def _varied(example: Example, chance: np.random.RandomState) -> Example:
     columns = {name: column[keep].astype(np.float32) for name, column in example.columns.items()}
     for what, names, value in (
         ("texts", OF_TEXTS, 0.0),
-        ("texts", OF_MEANING[2:], np.nan),
         ("meaning", OF_MEANING, np.nan),
         ("popularity", OF_POPULARITY, np.nan),
     ):
@@ -345,21 +235,19 @@ def _varied(example: Example, chance: np.random.RandomState) -> Example:
     )
 
 
-def fit(examples: Sequence[tuple[str, Example]], left_out: int | None) -> dict[str, Any]:
+def fit(data: Data, seen: Iterable[Example], left_out: int | None) -> dict[str, Any]:
     """The trees, from all folds but one, as `Trees.read` takes them."""
     import lightgbm
 
     chance = np.random.RandomState(0)
-    folds = np.array(_folds_of_models)
     tables, labels, names = [], [], ()
-    for _, example in examples:
-        if not example.columns or example.fold == left_out:
-            continue
-        if (folds[example.models[example.used]] == left_out).any():
+    for example in seen:
+        prompt = example.prompt
+        if not example.columns or left_out == prompt.fold or left_out in prompt.folds:
             continue
         example = _varied(example, chance)
         # What is much like an answer is neither right nor wrong.
-        keep = (folds[example.models] != left_out) & (example.used | ~example.near)
+        keep = (data.folds[example.models] != left_out) & (example.used | ~example.near)
         keep &= example.used | (chance.rand(len(keep)) < 1 / WRONG)
         if not keep.any():
             continue
@@ -369,9 +257,9 @@ def fit(examples: Sequence[tuple[str, Example]], left_out: int | None) -> dict[s
         labels.append(example.used[keep])
     label = np.concatenate(labels)
     weight = np.where(label, 1, WRONG)
-    data = lightgbm.Dataset(np.concatenate(tables), label.astype(np.int8), weight=weight)
+    table = lightgbm.Dataset(np.concatenate(tables), label.astype(np.int8), weight=weight)
     del tables
-    booster = lightgbm.train(BOOSTING, data, ROUNDS)
+    booster = lightgbm.train(BOOSTING, table, ROUNDS)
     return _as_lists(booster.dump_model(), names)
 
 
@@ -423,39 +311,59 @@ def _threshold(value: float) -> float:
 # --------------------------------------------------------------------------- measuring
 
 
-def measure(
-    trees: Mapping[str, Any],
-    examples: Sequence[tuple[str, Example]],
-    fold: int,
-    measured: dict[str, list[bool]],
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Add whether each prompt of the fold has a LoRA that was used among the first three; of
-    prompts as written, the scores of those three, and whether each fits."""
-    from ..core.recommending.trees import Trees
+class Hit(NamedTuple):
+    """Whether a LoRA that was used with a prompt is among the first three."""
 
-    read = Trees.read(trees)
-    found = []
-    for field, example in examples:
-        if example.fold != fold or example.small:
-            continue
-        if not len(example.used):
-            measured[field].append(False)
-            continue
-        columns = {name: column.astype(np.float32) for name, column in example.columns.items()}
-        columns = compare(columns, example.library)
-        answer = read.answer(np.stack([columns[name] for name in read.columns], axis=1))
-        order = np.argsort(-answer, kind="stable")
-        first = [order[0]]
-        for at in order[1:]:
-            if len(first) == FIRST:
-                break
-            if example.models[at] not in example.models[first]:
-                first.append(at)
-        if example.needs:
-            measured[field].append(bool(example.used[first].any()))
-            if field == FIELDS[0]:
-                found.append((answer[first], example.near[first] | example.used[first]))
+    field: str
+    alone: bool
+    """Whether all LoRAs that were used are of the fold left out: of the others some were seen."""
+    hit: bool
+
+
+def shares(hits: Sequence[Hit]) -> dict[str, float]:
+    """hit@3 by field, of all prompts and of those all of whose LoRAs were left out."""
+    found: dict[str, float] = {}
+    for field in FIELDS:
+        own = [hit for hit in hits if hit.field == field]
+        for name, some in ((field, own), (f"{field}, no LoRA seen", [h for h in own if h.alone])):
+            found[name] = round(float(np.mean([each.hit for each in some])), 4)
     return found
+
+
+def measure(
+    trees: Mapping[str, Any], seen: Iterable[Example], fold: int
+) -> tuple[list[Hit], list[tuple[np.ndarray, np.ndarray]]]:
+    """Whether each prompt of the fold has a LoRA that was used among the first three; of prompts
+    as written, the scores of those three, and whether each fits."""
+    read = Trees.read(trees)
+    hits: list[Hit] = []
+    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    for example in seen:
+        prompt = example.prompt
+        if prompt.fold != fold or example.small or not prompt.used:
+            continue
+        first, answer = _first(read, example)
+        hit = bool(example.used[first].any())
+        hits.append(Hit(prompt.field, prompt.folds == {fold}, hit))
+        if prompt.field == FIELDS[0] and first:
+            answers.append((answer, example.near[first] | example.used[first]))
+    return hits, answers
+
+
+def _first(trees: Trees, example: Example) -> tuple[list[int], np.ndarray]:
+    """The first three candidates, each of another model, and their scores."""
+    if not len(example.used):
+        return [], np.zeros(0)
+    columns = {name: column.astype(np.float32) for name, column in example.columns.items()}
+    columns = compare(columns, example.library)
+    answer = trees.answer(np.stack([columns[name] for name in trees.columns], axis=1))
+    first: dict[int, int] = {}
+    for at in np.argsort(-answer, kind="stable"):
+        first.setdefault(int(example.models[at]), int(at))
+        if len(first) == FIRST:
+            break
+    places = list(first.values())
+    return places, answer[places]
 
 
 def calibrated(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -472,6 +380,11 @@ def calibrated(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, fl
 
     scale, offset = minimize(loss, np.array([1.0, 0.0]), method="L-BFGS-B").x
     return {"scale": round(float(scale), 4), "offset": round(float(offset), 4)}
+
+
+def save(path: Path, alignment: Alignment) -> None:
+    """Write alignment.safetensors, in half precision."""
+    save_file({n: part.astype(np.float16) for n, part in alignment._asdict().items()}, path)
 
 
 def write(

@@ -31,9 +31,9 @@ from .index import (
     rarity_of,
 )
 from .query import Query
-from .vectors import Similarity, product
+from .vectors import Similarity, largest, product
 
-BEST_BY_WORDS, BEST_BY_ALL_TEXT, BEST_BY_MEANING, BEST_BY_POPULARITY = 100, 50, 60, 25
+BEST_BY_WORDS, BEST_BY_ALL_TEXT, BEST_BY_MEANING, BEST_BY_POPULARITY = 100, 50, 100, 10
 """How many candidates each way of looking finds at most."""
 _MOST_CLAUSES = 60
 """Clauses whose spelling is compared."""
@@ -46,7 +46,7 @@ _PEOPLE = frozenset({"1girl", "girl", "woman", "1boy", "boy", "man"})
 COMPARED = (
     "name", "trigger_words", "trigger", "tags", "tag_phrases", "description", "all_text", "rarest",
     "focus", "clause", "spelling_name", "spelling_trigger", "similarity", "similarity_clause",
-    "similarity_description", "similarity_description_clause", "downloads",
+    "downloads",
 )  # fmt: skip
 """Columns by which candidates are compared with one another."""
 
@@ -106,7 +106,6 @@ def gather(
     }
     name_share = np.maximum(shares[NAME], shares[STEM])
     focus = np.minimum(1.0, np.maximum(name, sums[TRIGGER]) / whole_prompt)
-    nothing = np.full(size, math.nan, np.float32)
     columns = {
         "name": name,
         "name_share": name_share,
@@ -125,8 +124,6 @@ def gather(
         "all_text": all_text,
         "rarest": rarest,
         "focus": focus,
-        "similarity": nothing if similarity is None else similarity.prompt,
-        "similarity_clause": nothing if similarity is None else similarity.clause,
         "downloads": index.downloads,
         "likes": index.likes,
         "trigger_count": index.trigger_count,
@@ -135,21 +132,21 @@ def gather(
         "kind": index.kind,
     }
     by_words = name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
-    by_meaning = columns["similarity"] + columns["similarity_clause"]
     chosen = np.zeros(size, bool)
-    for column, most in (
+    for values, most in (
         (by_words + 0.3 * sums[DESCRIPTION], BEST_BY_WORDS),
         (all_text, BEST_BY_ALL_TEXT),
-        (by_meaning, BEST_BY_MEANING),
         (index.downloads, BEST_BY_POPULARITY),
     ):
-        chosen[_best(np.where(usable, column, -math.inf), most)] = True
-    positions = np.flatnonzero(chosen & usable).astype(np.int32)
-    columns = {each: column[positions] for each, column in columns.items()}
-    described = (nothing[positions],) * 2
+        chosen[largest(np.where(usable & (values > 0), values, math.nan), most)] = True
     if similarity is not None:
-        described = similarity.of_descriptions(positions)
-    columns["similarity_description"], columns["similarity_description_clause"] = described
+        chosen[similarity.nearest(usable, BEST_BY_MEANING)] = True
+    positions = np.flatnonzero(chosen).astype(np.int32)
+    columns = {each: column[positions] for each, column in columns.items()}
+    like = (np.full(len(positions), math.nan, np.float32),) * 2
+    if similarity is not None:
+        like = similarity.of(positions)
+    columns["similarity"], columns["similarity_clause"] = like
     clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
     columns |= _by_clause(index, query, positions, among)
     columns["spelling_name"] = _alike(index, index.name_grams, positions, clauses)
@@ -194,14 +191,6 @@ class _Among:
                 count = int(self._usable[positions[(fields & TELLING) != 0]].sum())
             known = self._known[term] = rarity_of(term, count, self._entries)
         return known
-
-
-def _best(values: Floats, most: int) -> Indices:
-    """Positions of the `most` largest values above 0 (NaN and ties at the end left out)."""
-    values = np.nan_to_num(values, nan=-math.inf, neginf=-math.inf)
-    most = min(most, len(values))
-    at = np.argpartition(-values, most - 1)[:most] if most else np.zeros(0, int)
-    return at[values[at] > 0].astype(np.int32)
 
 
 def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) -> dict[str, Floats]:
@@ -269,13 +258,18 @@ def _alike(index: Index, has: Grams, positions: Indices, clauses: list[str]) -> 
     hashes = has.hashes[picked]
     place = np.searchsorted(known, hashes)
     place[(place == len(known)) | (known[np.minimum(place, len(known) - 1)] != hashes)] = len(known)
-    owner = np.repeat(np.arange(len(positions)), lengths)
-    shared = np.zeros((len(positions), len(asked)), np.float32)
-    np.add.at(shared, owner, table[place])
-    own = np.bincount(
-        owner, weights=index.gram_weights[hashes].astype(np.float64) ** 2, minlength=len(positions)
-    )
-    return (shared / norms).max(1) / (np.sqrt(own).astype(np.float32) + 1e-6)
+    shared = _sums(table[place], lengths)
+    own = _sums(index.gram_weights[hashes] ** 2, lengths)
+    return (shared / norms).max(1) / (np.sqrt(own) + 1e-6)
+
+
+def _sums(values: Floats, lengths: Indices) -> Floats:
+    """The sum of each run of rows, one run after the other; 0 for an empty one."""
+    found = np.zeros((len(lengths), *values.shape[1:]), np.float32)
+    filled = lengths > 0
+    if filled.any():
+        found[filled] = np.add.reduceat(values, (np.cumsum(lengths) - lengths)[filled], axis=0)
+    return found
 
 
 def _counting(lengths: Indices) -> Indices:

@@ -1,6 +1,6 @@
 """The vectors of a library's LoRAs: made in the background, kept in a file beside the database.
 
-A vector belongs to the text it was made from, so a renamed file keeps it, a changed title makes a
+A vector belongs to the texts it was made from, so a renamed file keeps it, a changed title makes a
 new one, and a library is opened again without computing anything.
 """
 
@@ -10,13 +10,11 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file
 
 from ..catalog.entries import LoraLibrary
 from ..embedding import Encoder, Opened
@@ -24,7 +22,16 @@ from ..filelock import one_writer
 from ..plan import Clause, Notice
 from .index import Floats
 from .keeping import Kept
-from .vectors import Similarity, product, similarity, telling_parts, texts_of
+from .vectors import (
+    Alignment,
+    Halves,
+    LoraVectors,
+    Similarity,
+    Texts,
+    alignment,
+    telling_parts,
+    texts_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,84 +41,82 @@ _AT_ONCE = 16
 _WORTH_WAITING = 256
 """LoRAs without vectors that a prompt waits for: some seconds on a processor."""
 _PAUSE = 0.05
-_PROJECTION = "projection.safetensors"
 _State = Literal["not started", "opening", "reading", "ready", "off", "failed"]
 
 
-@cache
-def projection() -> Floats:
-    """[DIMENSIONS, n]: the n principal directions in which LoRAs differ most, so that a vector
-    takes a third of the memory. Fitted by benchmarks/recommend_fit.py."""
-    return load_file(Path(__file__).with_name(_PROJECTION))["projection"].astype(np.float32)
-
-
-def projected(vectors: Floats) -> Floats:
-    """The vectors, unit ones again, in the principal directions; zeros stay zeros."""
-    short = product(vectors, projection())
-    return short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-9)
-
-
 class VectorFile:
-    """Vectors by the text they were made from, added at the end of one file.
+    """Aligned vectors by the texts they were made from, added at the end of one file.
 
-    Records of a digest and half-precision numbers. What a killed process left half written at the
-    end is overwritten by the next one. One writer at a time; readers need no lock.
+    A head that names the alignment, then records of a digest and half-precision numbers. A file
+    of another alignment is written anew. What a killed process left half written at the end is
+    overwritten by the next one. One writer at a time; readers need no lock.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, aligned: Alignment) -> None:
         self._path = path
-        width = projection().shape[1]
+        width = aligned.prompt.shape[1]
+        self._head = _digest(*(part.astype(np.float32).tobytes() for part in aligned))
         self._record = np.dtype([("digest", f"V{_DIGEST}"), ("vector", np.float16, width)])
-        self._known: dict[bytes, int] = {}
-        self._parts: list[npt.NDArray[np.float16]] = [np.zeros((0, width), np.float16)]
+        self._places: dict[bytes, int] = {}
+        """Of each known digest, its record in the file."""
+        self._records = 0
         self._read()
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._places)
 
-    def get(self, texts: Sequence[str]) -> Floats:
-        """float32 [texts, n]; NaN where a text has no vector yet."""
-        places = np.array([self._known.get(_digest(text), -1) for text in texts], np.int64)
-        if len(self._parts) > 1:
-            self._parts = [np.concatenate(self._parts)]
-        found = np.full((len(texts), self._parts[0].shape[1]), np.nan, np.float32)
-        found[places >= 0] = self._parts[0][places[places >= 0]]
+    def get(self, texts: Sequence[Texts]) -> Halves:
+        """float16 [LoRAs, n], read from the file; NaN where there is no vector yet."""
+        found = np.full((len(texts), self._record["vector"].shape[0]), np.nan, np.float16)
+        places = np.array([self._places.get(_key(each), -1) for each in texts], np.int64)
+        # Another version of this pack may have written the file anew meanwhile.
+        whole = self._whole() or 0
+        there = (places >= 0) & (places < whole)
+        if there.any():
+            kept = np.memmap(self._path, self._record, "r", _DIGEST, whole)
+            found[there] = kept["vector"][places[there]]
         return found
 
-    def missing(self, texts: Sequence[str]) -> list[str]:
-        """The texts without a vector, each once; an empty one needs none."""
-        return [t for t in dict.fromkeys(texts) if t and _digest(t) not in self._known]
+    def missing(self, texts: Sequence[Texts]) -> list[Texts]:
+        """The texts without a vector, each once."""
+        return [each for each in dict.fromkeys(texts) if _key(each) not in self._places]
 
-    def add(self, texts: Sequence[str], vectors: Floats) -> None:
+    def add(self, texts: Sequence[Texts], vectors: Floats) -> None:
         """Keep the vectors of texts. Raises OSError."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         records = np.zeros(len(texts), self._record)
-        records["digest"] = np.array([_digest(text) for text in texts], f"V{_DIGEST}")
+        records["digest"] = np.array([_key(each) for each in texts], f"V{_DIGEST}")
         records["vector"] = vectors
         pause = threading.Event()
         with one_writer(self._path.with_suffix(".lock"), lambda: pause.wait(0.05)):
-            self._path.touch()
-            with self._path.open("r+b") as file:
-                whole = self._path.stat().st_size // self._record.itemsize
-                file.seek(whole * self._record.itemsize)
+            whole = self._whole()
+            with self._path.open("wb" if whole is None else "r+b") as file:
+                if whole is None:
+                    file.write(self._head)
+                file.seek(_DIGEST + (whole or 0) * self._record.itemsize)
                 file.write(records.tobytes())
-        if whole == sum(map(len, self._parts)):
-            self._take(records)
+        if (whole or 0) == self._records:
+            self._take(records["digest"])
         else:  # another process added some too
             self._read()
 
-    def _read(self) -> None:
+    def _whole(self) -> int | None:
+        """Whole records in the file; None where it is missing or of another alignment."""
         if not self._path.is_file():
-            return
-        data = self._path.read_bytes()
-        self._known, self._parts = {}, self._parts[:1]
-        self._parts[0] = self._parts[0][:0]
-        self._take(np.frombuffer(data, self._record, len(data) // self._record.itemsize))
+            return None
+        with self._path.open("rb") as file:
+            if file.read(_DIGEST) != self._head:
+                return None
+        return (self._path.stat().st_size - _DIGEST) // self._record.itemsize
 
-    def _take(self, records: npt.NDArray[np.void]) -> None:
-        at = sum(map(len, self._parts))
-        self._parts.append(np.ascontiguousarray(records["vector"]))
-        self._known |= {bytes(d): at + i for i, d in enumerate(records["digest"])}
+    def _read(self) -> None:
+        self._places, self._records = {}, 0
+        if whole := self._whole():
+            self._take(np.memmap(self._path, self._record, "r", _DIGEST, whole)["digest"])
+
+    def _take(self, digests: npt.NDArray[np.void]) -> None:
+        self._places |= {bytes(each): self._records + at for at, each in enumerate(digests)}
+        self._records += len(digests)
 
 
 class MeaningStatus(NamedTuple):
@@ -147,18 +152,25 @@ class Meaning:
     words alone decide for LoRAs without one.
     """
 
-    def __init__(self, path: Path, open_encoder: Callable[[], Opened]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        open_encoder: Callable[[], Opened],
+        read_alignment: Callable[[], Alignment] = alignment,
+    ) -> None:
         """
         Args:
             path: the file of vectors; made when first needed.
             open_encoder: loads the embedding model; called once.
+            read_alignment: what the vectors are aligned by; called when first needed.
         """
         self._path = path
         self._open = open_encoder
+        self._read_alignment = read_alignment
         self._lock = threading.RLock()
         self._encoder: Encoder | None = None
         self._file: VectorFile | None = None
-        self._matrices: Kept[tuple[int, tuple[Floats, Floats]]] = Kept()
+        self._matrices: Kept[tuple[int, LoraVectors]] = Kept()
         """Vectors in a library's order, and how many the file had then."""
         self._thread: threading.Thread | None = None
         self._complete: Kept[bool] = Kept()
@@ -203,7 +215,8 @@ class Meaning:
         parts = telling_parts(clauses)
         if encoder is None or file is None or not len(file) or not parts:
             return None
-        return similarity(projected(encoder.encode_parts(parts)), *self._vectors(library, file))
+        asked = self._read_alignment().of_prompt(encoder.encode_parts(parts))
+        return Similarity(asked, self._vectors(library, file))
 
     def start(self, library: LoraLibrary) -> None:
         """Make the vectors that the library lacks, in the background."""
@@ -246,20 +259,20 @@ class Meaning:
             if opened.encoder is None:
                 self._say("off", 0, len(library.entries), opened.problem)
                 return
-            encoder, file = opened.encoder, VectorFile(self._path)
+            encoder, file = opened.encoder, VectorFile(self._path, self._read_alignment())
             with self._lock:
                 self._encoder, self._file = encoder, file
         wanted = list(dict.fromkeys(texts_of(entry) for entry in library.entries))
-        unread = [texts for texts in wanted if file.missing(texts)]
-        total = len(wanted)
-        self._say("reading", total - len(unread), total)
+        unread = file.missing(wanted)
+        done, total = len(wanted) - len(unread), len(wanted)
+        self._say("reading", done, total)
         for at in range(0, len(unread), _AT_ONCE):
             if self._stop.is_set():
                 return
             some = unread[at : at + _AT_ONCE]
-            missing = file.missing([text for texts in some for text in texts])
-            file.add(missing, projected(encoder.encode(missing)))
-            self._say("reading", total - len(unread) + at + len(some), total)
+            names, descriptions = (encoder.encode(column) for column in zip(*some, strict=True))
+            file.add(some, self._read_alignment().of_loras(names, descriptions))
+            self._say("reading", done + at + len(some), total)
         with self._lock:
             self._complete.put(library, True)
             self._revision += self._asked_early
@@ -270,24 +283,22 @@ class Meaning:
         with self._lock:
             self._status = MeaningStatus(state, done, total, problem)
 
-    def _vectors(self, library: LoraLibrary, file: VectorFile) -> tuple[Floats, Floats]:
-        """The vectors of the library's names and of its descriptions, in its order."""
+    def _vectors(self, library: LoraLibrary, file: VectorFile) -> LoraVectors:
+        """The vectors of the library's LoRAs."""
         count = len(file)
         kept = self._matrices.get(library)
         if kept is None or kept[0] != count:
-            texts = [texts_of(entry) for entry in library.entries]
-            found = file.get([t.name for t in texts]), file.get([t.description for t in texts])
+            found = LoraVectors.of(file.get([texts_of(entry) for entry in library.entries]))
             kept = self._matrices.put(library, (count, found))
         return kept[1]
 
 
-def _digest(text: str) -> bytes:
-    # Of the directions too: vectors along others are no vectors of this text.
-    return hashlib.blake2b(
-        text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST, key=_directions()
-    ).digest()
+def _key(texts: Texts) -> bytes:
+    return _digest(*(text.encode("utf-8", "surrogatepass") for text in texts))
 
 
-@cache
-def _directions() -> bytes:
-    return hashlib.blake2b(projection().tobytes(), digest_size=_DIGEST).digest()
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.digest()

@@ -1,11 +1,15 @@
-"""Meaning: which texts of a LoRA and of a prompt are compared as vectors, and how near they are."""
+"""Vectors of LoRAs and prompts: which texts they are made of, and how near they lie."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
 
 from ..catalog.entries import LoraEntry
 from ..plan import Clause
@@ -15,33 +19,24 @@ from .text import STOPWORDS, words
 MAX_WORDS = 32
 """Words of a prompt that are compared by meaning: its most telling clauses. Bounds the time that
 the encoder takes."""
+ALIGNMENT = Path(__file__).with_name("alignment.safetensors")
 _MAX_LETTERS = 200
 """Of a LoRA's trigger words, and of its tags."""
 _MAX_TAGS = 12
 _MAX_DESCRIPTION = 300
+_ROUGH = 96
+"""Numbers of a vector, the most telling ones, by which a library is searched first."""
+_LOOKED_AT = 5
+"""How many times as many LoRAs as are wanted are then compared by whole vectors."""
+
+Halves = npt.NDArray[np.float16]
 
 
-class Similarity(NamedTuple):
-    """How near each LoRA of a library is to a prompt in meaning, by cosine; NaN where a LoRA has
-    no vector yet."""
-
-    prompt: Floats
-    """[LoRAs], to the telling part of the prompt as a whole."""
-    clause: Floats
-    """[LoRAs], to the nearest of its clauses."""
-    asked: Floats
-    """[1 + clauses, n], the vectors of the prompt and of its clauses."""
-    descriptions: Floats
-    """[LoRAs, n], the vectors of the LoRAs' descriptions; NaN also where there is none."""
-
-    def of_descriptions(self, positions: Indices) -> tuple[Floats, Floats]:
-        """How near the descriptions of some LoRAs are to the prompt and to its nearest clause:
-        of the candidates alone, as all would take as long as all else in a large library."""
-        return _nearness(self.asked, self.descriptions[positions])
+# --------------------------------------------------------------------------- texts
 
 
 class Texts(NamedTuple):
-    """What of a LoRA is turned into vectors, one each."""
+    """What of a LoRA is encoded."""
 
     name: str
     """Its title, trigger words and tags."""
@@ -50,7 +45,7 @@ class Texts(NamedTuple):
 
 
 def texts_of(entry: LoraEntry) -> Texts:
-    """What of a LoRA is turned into vectors; bounded however much there is."""
+    """What of a LoRA is encoded; bounded however much there is."""
     triggers = ", ".join(trigger.text for trigger in entry.trigger_words)[:_MAX_LETTERS]
     tags = ", ".join(tag.text for tag in entry.tags[:_MAX_TAGS])[:_MAX_LETTERS]
     name = ". ".join(part for part in (entry.title, triggers, tags) if part)
@@ -76,6 +71,100 @@ def telling_parts(clauses: Sequence[Clause]) -> tuple[str, ...]:
     return tuple(kept[at] for at in sorted(kept))
 
 
+# --------------------------------------------------------------------------- alignment
+
+
+class Alignment(NamedTuple):
+    """Linear maps from the encoder's vectors to ones where a prompt lies near the LoRAs that are
+    used with it, and not only near those that are called alike.
+
+    Fitted by benchmarks/recommend_fit.py. The first numbers of an aligned vector tell most.
+    """
+
+    prompt: Floats
+    """[encoder's dimensions, n], for a prompt and its clauses."""
+    name: Floats
+    """Likewise, for `Texts.name`."""
+    description: Floats
+    """Likewise, for `Texts.description`."""
+
+    def of_prompt(self, encoded: Floats) -> Floats:
+        """Unit vectors [texts, n] of a prompt and its clauses; zeros stay zeros."""
+        return _unit(product(encoded, self.prompt))
+
+    def of_loras(self, names: Floats, descriptions: Floats) -> Floats:
+        """Unit vectors [LoRAs, n], one for both texts; zeros stand for an empty text."""
+        return _unit(product(names, self.name) + product(descriptions, self.description))
+
+
+def read_alignment(path: Path) -> Alignment:
+    """What alignment.safetensors, or another file of its form, holds."""
+    held = load_file(path)
+    return Alignment(*(held[name].astype(np.float32) for name in Alignment._fields))
+
+
+@cache
+def alignment() -> Alignment:
+    """The alignment that is shipped."""
+    return read_alignment(ALIGNMENT)
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+# --------------------------------------------------------------------------- comparing
+
+
+class LoraVectors(NamedTuple):
+    """The aligned vectors of a library's LoRAs, in its order; NaN where there is none yet."""
+
+    whole: Halves
+    """[LoRAs, n]"""
+    rough: Floats
+    """[LoRAs, _ROUGH], their first numbers: several times as fast to compare."""
+
+    @classmethod
+    def of(cls, vectors: Halves) -> LoraVectors:
+        """From unit vectors [LoRAs, n]."""
+        return cls(vectors, np.ascontiguousarray(vectors[:, :_ROUGH], np.float32))
+
+
+class Similarity(NamedTuple):
+    """How near the LoRAs of a library are to a prompt in meaning, by cosine of aligned vectors;
+    NaN where a LoRA has no vector yet."""
+
+    asked: Floats
+    """[1 + clauses, n], of the prompt as a whole, then of its clauses, one or more."""
+    loras: LoraVectors
+
+    def of(self, positions: Indices) -> tuple[Floats, Floats]:
+        """Cosines of some LoRAs to the prompt as a whole, and to the nearest of its clauses."""
+        return _cosines(self.loras.whole[positions].astype(np.float32), self.asked)
+
+    def nearest(self, usable: np.ndarray, most: int) -> Indices:
+        """The usable LoRAs nearest to the prompt and to one of its clauses, by the sum of both.
+
+        Searched by the first numbers of the vectors, then by the whole vectors of the nearest.
+
+        Args:
+            usable: bool [LoRAs].
+            most: how many, 1 or more.
+        """
+        whole, clause = _cosines(self.loras.rough, self.asked[:, :_ROUGH])
+        some = largest(np.where(usable, whole + clause, np.nan), _LOOKED_AT * most)
+        whole, clause = self.of(some)
+        return some[largest(whole + clause, most)]
+
+
+def largest(values: Floats, most: int) -> Indices:
+    """Positions of the `most` largest values; NaN is none."""
+    values = np.nan_to_num(values, nan=-np.inf)
+    most = min(most, len(values))
+    at = np.argpartition(-values, most - 1)[:most] if most else np.zeros(0, int)
+    return at[values[at] > -np.inf].astype(np.int32)
+
+
 def product(left: Floats, right: Floats) -> Floats:
     """The matrix product, by torch: numpy's own threads would get in the way of those that the
     encoder has just used, and make a recommendation take twice as long (measured)."""
@@ -86,19 +175,6 @@ def product(left: Floats, right: Floats) -> Floats:
     ).numpy()
 
 
-def similarity(prompt: Floats, names: Floats, descriptions: Floats) -> Similarity:
-    """Compare vectors of a prompt with those of a library.
-
-    Args:
-        prompt: [1 + clauses, n], unit vectors: of the prompt, then of its clauses.
-        names: [LoRAs, n], unit vectors of `Texts.name`; NaN where there is none yet.
-        descriptions: [LoRAs, n], likewise of `Texts.description`.
-    """
-    return Similarity(*_nearness(prompt, names), prompt, descriptions)
-
-
-def _nearness(prompt: Floats, library: Floats) -> tuple[Floats, Floats]:
-    near = product(library, prompt.T)
-    whole = near[:, 0]
-    clause = near[:, 1:].max(1) if near.shape[1] > 1 else whole
-    return np.asarray(whole, np.float32), np.asarray(clause, np.float32)
+def _cosines(loras: Floats, asked: Floats) -> tuple[Floats, Floats]:
+    near = product(loras, asked.T)
+    return near[:, 0], near[:, 1:].max(1)

@@ -20,8 +20,16 @@ from intelligent_generation.core.embedding import (
 )
 from intelligent_generation.core.plan import Clause, FileRef
 from intelligent_generation.core.recommending import Meaning
-from intelligent_generation.core.recommending.meaning import VectorFile, projected
-from intelligent_generation.core.recommending.vectors import telling_parts, texts_of
+from intelligent_generation.core.recommending.meaning import VectorFile
+from intelligent_generation.core.recommending.vectors import (
+    Alignment,
+    LoraVectors,
+    Similarity,
+    Texts,
+    alignment,
+    telling_parts,
+    texts_of,
+)
 from intelligent_generation.scripts.launch_comfyui import TorchvisionOperators
 
 
@@ -43,6 +51,19 @@ class Letters:
         return self.encode([" ".join(parts), *parts])
 
 
+AS_ENCODED = Alignment(*[np.eye(DIMENSIONS, dtype=np.float32)] * 3)
+
+
+def meaning_of(path: Path, encoder: Letters | None = None) -> Meaning:
+    return Meaning(path, lambda: Opened(encoder or Letters()), lambda: AS_ENCODED)
+
+
+def nearness(near: Similarity | None) -> tuple[np.ndarray, np.ndarray]:
+    """To the prompt and to its nearest clause, of all LoRAs."""
+    assert near is not None
+    return near.of(np.arange(len(near.loras.whole), dtype=np.int32))
+
+
 def library(*titles: str, revision: str = "") -> LoraLibrary:
     entries = tuple(
         LoraEntry(FileRef(folder="loras", name=f"{t}.safetensors"), t, "sdxl", None, 1.0, "test")
@@ -61,43 +82,65 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_vectors_are_made_once_and_opened_again(path: Path) -> None:
-    first = Letters()
-    meaning = Meaning(path, lambda: Opened(first))
-    near = meaning.similarity(library("castle", "robot"), clauses("a castle"))
-    assert near is not None
-    assert near.prompt[0] > near.prompt[1] and near.clause.shape == (2,)
+    meaning = meaning_of(path)
+    prompt, clause = nearness(meaning.similarity(library("castle", "robot"), clauses("a castle")))
+    assert prompt[0] > prompt[1] and clause.shape == (2,)
     assert meaning.status()[:3] == ("ready", 2, 2)
     assert meaning.revision() == "0"
 
     again = Letters()
-    reopened = Meaning(path, lambda: Opened(again))
-    same = reopened.similarity(library("robot", "castle"), clauses("a castle"))
-    assert same is not None
-    assert same.prompt.tolist() == pytest.approx(near.prompt[::-1].tolist())
+    reopened = meaning_of(path, again)
+    same, _ = nearness(reopened.similarity(library("robot", "castle"), clauses("a castle")))
+    assert same.tolist() == pytest.approx(prompt[::-1].tolist())
     assert not {"castle", "robot"} & set(again.encoded)
 
 
-def test_descriptions_are_compared_where_there_are_any(path: Path) -> None:
-    entries = library("a", "b", "c").entries
+def test_a_lora_has_one_vector_of_its_name_and_its_description(path: Path) -> None:
+    entries = library("zzz", "zzz", "zzz").entries
     entries = tuple(
         entry._replace(description=text)
         for entry, text in zip(entries, ("castle on a rock", "", "quick zebra"), strict=True)
     )
-    described = library("a", "b", "c")._replace(entries=entries)
-    near = Meaning(path, lambda: Opened(Letters())).similarity(described, clauses("a castle"))
-    assert near is not None
-    for likeness in near.of_descriptions(np.array([0, 1, 2], np.int32)):
-        assert likeness[0] > likeness[2]
-        assert np.isnan(likeness[1])
-    assert not np.isnan(near.prompt).any()
+    described = library("zzz")._replace(entries=entries)
+    prompt, _ = nearness(meaning_of(path).similarity(described, clauses("a castle")))
+    assert prompt[0] > prompt[2] > prompt[1]
+    assert not np.isnan(prompt).any()
+
+
+def test_prompt_and_lora_are_compared_as_the_alignment_says(path: Path) -> None:
+    swap = np.eye(DIMENSIONS, dtype=np.float32)
+    swap[[ord("a"), ord("b")]] = swap[[ord("b"), ord("a")]]
+    aligned = Alignment(swap, *AS_ENCODED[1:])
+    meaning = Meaning(path, lambda: Opened(Letters()), lambda: aligned)
+    prompt, _ = nearness(meaning.similarity(library("aaa", "bbb"), clauses("aaa")))
+    assert prompt.tolist() == pytest.approx([0, 1], abs=1e-3)
+
+
+def test_the_nearest_are_found_in_a_large_library() -> None:
+    chance = np.random.RandomState(0)
+    vectors = chance.randn(3000, DIMENSIONS) / np.arange(1, DIMENSIONS + 1) ** 0.5
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    asked = (vectors[[7, 70]] + vectors[[7, 700]] / 2).astype(np.float32)
+    near = Similarity(asked, LoraVectors.of(vectors.astype(np.float16)))
+    usable = np.ones(3000, bool)
+    found = near.nearest(usable, 20)
+    assert {7, 70, 700} <= set(found.tolist()) and len(set(found.tolist())) == 20
+    prompt, clause = nearness(near)
+    exact = set(np.argsort(-(prompt + clause))[:20].tolist())
+    assert len(exact & set(found.tolist())) >= 18
+    usable[7] = False
+    assert 7 not in near.nearest(usable, 20)
+    vectors[70] = np.nan
+    half_made = Similarity(asked, LoraVectors.of(vectors.astype(np.float16)))
+    assert not {7, 70} & set(half_made.nearest(usable, 3000).tolist())
 
 
 def test_two_libraries_under_one_revision_are_two(path: Path) -> None:
-    meaning = Meaning(path, lambda: Opened(Letters()))
+    meaning = meaning_of(path)
     for titles in (("castle",), ("castle", "robot"), ("robot",), ()):
         near = meaning.similarity(library(*titles, revision="same"), clauses("a castle"))
-        assert near is not None and near.prompt.shape == (len(titles),)
-        assert not np.isnan(near.prompt).any()
+        prompt, _ = nearness(near)
+        assert prompt.shape == (len(titles),) and not np.isnan(prompt).any()
 
 
 def test_libraries_used_in_turn_are_put_together_once(
@@ -110,22 +153,22 @@ def test_libraries_used_in_turn_are_put_together_once(
         "get",
         lambda self, texts: put_together.append(len(texts)) or get(self, texts),
     )
-    meaning = Meaning(path, lambda: Opened(Letters()))
+    meaning = meaning_of(path)
     libraries = [library("castle", "robot"), library("rocket"), library("castle", "rocket")]
     for titles in libraries * 3:
         assert meaning.similarity(titles, clauses("a castle")) is not None
-    # Names and descriptions; again once for the first, as the file had grown.
-    assert sorted(put_together) == [1, 1] + [2, 2] * 3
+    # Again once for the first, as the file had grown.
+    assert sorted(put_together) == [1] + [2] * 3
 
 
 def test_a_changed_lora_alone_is_read_again(path: Path) -> None:
     encoder = Letters()
-    meaning = Meaning(path, lambda: Opened(encoder))
+    meaning = meaning_of(path, encoder)
     meaning.similarity(library("castle", "robot"), clauses("castle"))
     encoder.encoded.clear()
     meaning.start(library("castle", "rocket", "robot"))
     assert meaning.wait().state == "ready"
-    assert encoder.encoded == ["rocket"]
+    assert encoder.encoded == ["rocket", ""]
 
 
 def test_a_large_library_is_not_waited_for(path: Path) -> None:
@@ -141,15 +184,15 @@ def test_a_large_library_is_not_waited_for(path: Path) -> None:
             return Letters().encode_parts(parts)
 
     whole = library(*(f"lora {number}" for number in range(400)))
-    meaning = Meaning(path, lambda: Opened(Slow()))
+    meaning = meaning_of(path, Slow())
     near = meaning.similarity(whole, clauses("lora"))
     status = meaning.status()
     assert status.state == "reading" and status.done < status.total == 400
-    assert near is None or np.isnan(near.prompt).any()
+    assert near is None or np.isnan(nearness(near)[0]).any()
     go.set()
     assert meaning.wait(60).state == "ready"
     near = meaning.similarity(whole, clauses("lora"))
-    assert near is not None and not np.isnan(near.prompt).any()
+    assert not np.isnan(nearness(near)[0]).any()
     assert meaning.revision() == "1"  # so that the recommender runs again
 
 
@@ -190,27 +233,52 @@ def test_an_interrupt_ends_the_wait(path: Path) -> None:
     meaning.wait(30)
 
 
+def named(*titles: str) -> list[Texts]:
+    return [Texts(title, "") for title in titles]
+
+
 def test_what_a_killed_process_left_is_written_over(path: Path) -> None:
-    vectors = projected(Letters().encode(["castle", "robot"]))
-    file = VectorFile(path)
-    file.add(["castle"], vectors[:1])
+    vectors = Letters().encode(["castle", "robot"])
+    file = VectorFile(path, AS_ENCODED)
+    file.add(named("castle"), vectors[:1])
     with path.open("ab") as broken:
         broken.write(b"half a record")
-    file = VectorFile(path)
+    file = VectorFile(path, AS_ENCODED)
     assert len(file) == 1
-    file.add(["robot"], vectors[1:])
-    found = VectorFile(path).get(["robot", "castle", "unknown"])
+    file.add(named("robot"), vectors[1:])
+    found = VectorFile(path, AS_ENCODED).get(named("robot", "castle", "unknown"))
     assert np.allclose(found[:2], vectors[::-1], atol=1e-2) and np.isnan(found[2]).all()
 
 
 def test_two_processes_may_add(path: Path) -> None:
-    vectors = projected(Letters().encode(["a", "b", "c"]))
-    one, two = VectorFile(path), VectorFile(path)
-    one.add(["a"], vectors[:1])
-    two.add(["b"], vectors[1:2])
-    assert two.missing(["a", "b", "c"]) == ["c"]
-    one.add(["c"], vectors[2:])
-    assert one.missing(["a", "b", "c", "c", "d"]) == ["d"]
+    vectors = Letters().encode(["a", "b", "c"])
+    one, two = VectorFile(path, AS_ENCODED), VectorFile(path, AS_ENCODED)
+    one.add(named("a"), vectors[:1])
+    two.add(named("b"), vectors[1:2])
+    assert two.missing(named("a", "b", "c")) == named("c")
+    one.add(named("c"), vectors[2:])
+    assert one.missing(named("a", "b", "c", "c", "d")) == named("d")
+    assert np.allclose(one.get(named("b", "c")), vectors[1:], atol=1e-2)
+
+
+def test_vectors_of_another_alignment_are_made_anew(path: Path) -> None:
+    vectors = Letters().encode(["castle", "robot"])
+    before = VectorFile(path, AS_ENCODED)
+    before.add(named("castle", "robot"), vectors)
+    size = path.stat().st_size
+    other = Alignment(AS_ENCODED.prompt * 2, *AS_ENCODED[1:])
+    file = VectorFile(path, other)
+    assert len(file) == 0
+    file.add(named("robot"), vectors[:1])
+    assert path.stat().st_size < size
+    # Who still has the old ones in mind finds none, not wrong ones.
+    assert np.isnan(before.get(named("castle", "robot"))).all()
+
+
+def test_a_name_and_a_description_are_not_taken_for_one_another(path: Path) -> None:
+    file = VectorFile(path, AS_ENCODED)
+    file.add([Texts("ab", "c")], Letters().encode(["ab"]))
+    assert file.missing([Texts("a", "bc"), Texts("ab", "c")]) == [Texts("a", "bc")]
 
 
 def test_the_most_telling_clauses_are_compared() -> None:
@@ -248,15 +316,24 @@ def test_the_real_model_knows_synonyms(finder: None, path: Path) -> None:
     opened = open_encoder(model_folder())
     assert opened.encoder is not None, opened.problem
     meaning = Meaning(path, lambda: opened)
-    near = meaning.similarity(
-        library("automobile", "pastry", "mountain landscape"), clauses("masterpiece", "a fast car")
+    prompt, clause = nearness(
+        meaning.similarity(
+            library("automobile", "pastry", "mountain landscape"),
+            clauses("masterpiece", "a fast car"),
+        )
     )
-    assert near is not None
-    assert near.prompt.argmax() == near.clause.argmax() == 0
+    assert prompt.argmax() == clause.argmax() == 0
     whole = opened.encoder.encode_parts(("a fast car", "", "x" * 4000))
     assert whole.shape == (4, DIMENSIONS)
     assert not whole[2].any() and np.linalg.norm(whole[1]) == pytest.approx(1, abs=1e-3)
     assert not opened.encoder.encode([""]).any()
+
+
+def test_the_shipped_alignment_keeps_unit_vectors_and_zeros() -> None:
+    encoded = Letters().encode(["castle", "robot", ""])
+    shipped = alignment()
+    for vectors in (shipped.of_prompt(encoded), shipped.of_loras(encoded, encoded[[2, 0, 2]])):
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 0], abs=1e-3)
 
 
 @pytest.mark.parametrize("content", [None, "not a model"])

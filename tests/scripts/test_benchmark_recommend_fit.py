@@ -6,14 +6,27 @@ import random
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
-from intelligent_generation.benchmarks import recommend_fit
+from intelligent_generation.benchmarks import recommend_align, recommend_fit
+from intelligent_generation.benchmarks.recommend_examples import (
+    FIELDS,
+    Data,
+    Prompt,
+    examples,
+    read_data,
+)
 from intelligent_generation.core.embedding import DIMENSIONS, Vectors
-from intelligent_generation.core.recommending.meaning import projection
 from intelligent_generation.core.recommending.scoring import load_ranking
+from intelligent_generation.core.recommending.vectors import (
+    Alignment,
+    read_alignment,
+)
+
+if TYPE_CHECKING:
+    from intelligent_generation.core.recommending.index import Index
 
 pytest.importorskip("lightgbm")
 
@@ -29,6 +42,9 @@ class Nothing:
 
     def encode_parts(self, parts: Sequence[str]) -> Vectors:
         return self.encode([" ".join(parts), *parts])
+
+
+AS_ENCODED = Alignment(*[np.eye(DIMENSIONS, dtype=np.float32)] * 3)
 
 
 def word(number: int) -> str:
@@ -59,14 +75,15 @@ def pairs() -> list[dict[str, Any]]:
 
 
 def test_what_is_learned_holds_for_loras_never_seen(tmp_path: Path) -> None:
-    examples = recommend_fit.read_examples(rows(), pairs(), [], {}, Nothing(), projection())
-    trees = recommend_fit.fit(examples, left_out=0)
-    measured: dict[str, list[bool]] = {field: [] for field in recommend_fit.FIELDS}
-    answers = recommend_fit.measure(trees, examples, 0, measured)
-    assert len(measured["prompt"]) > 15
-    assert np.mean(measured["prompt"]) > 0.9
-    assert len(measured["prompt_wo_triggers"]) == len(measured["prompt"])
-    assert np.mean(measured["prompt_wo_triggers"]) < 0.3  # nothing says which: blanks are misses
+    data = read_data(rows(), pairs(), [], {}, Nothing())
+    seen = list(examples(data, lambda _: AS_ENCODED))
+    trees = recommend_fit.fit(data, seen, left_out=0)
+    hits, answers = recommend_fit.measure(trees, seen, 0)
+    counts = [sum(hit.field == field for hit in hits) for field in FIELDS]
+    assert counts[0] == counts[1] > 15
+    shares = recommend_fit.shares(hits)
+    assert shares["prompt"] == shares["prompt, no LoRA seen"] > 0.9
+    assert shares["prompt_wo_triggers"] < 0.3  # nothing says which: blanks are misses
 
     out = tmp_path / "ranking.json"
     calibration = recommend_fit.calibrated(answers)
@@ -74,6 +91,86 @@ def test_what_is_learned_holds_for_loras_never_seen(tmp_path: Path) -> None:
     read = load_ranking(out)
     assert read.scale == calibration["scale"] > 0
     assert read.trees.value.tolist() == pytest.approx(trees["value"], abs=1e-5)
+
+
+# --------------------------------------------------------------------------- alignment
+
+
+def paired(words: int = 40, prompts: int = 800) -> Data:
+    """Prompts in a language of their own: word `n` of it is used with LoRA `n`, of whose vector it
+    says nothing; a prompt has two. Word and LoRA `n` belong to fold `n % 5`."""
+    directions = np.linalg.qr(np.random.RandomState(0).randn(DIMENSIONS, 2 * words))[0].T
+    asked, loras = directions[:words], directions[words:].astype(np.float32)
+    chance = np.random.RandomState(1)
+    made = []
+    for _ in range(prompts):
+        mine = chance.choice(words, 2, replace=False)
+        encoded = np.stack([asked[mine].sum(0) / 2**0.5, *asked[mine]]).astype(np.float32)
+        used = frozenset(mine[:1].tolist())
+        folds = frozenset(number % 5 for number in used)
+        made.append(Prompt("prompt", min(folds), folds, "sd15", None, encoded, used, used))
+    numbers = np.arange(words)
+    library = cast("Index", None)  # alignment looks nothing up in it
+    return Data(library, loras, np.zeros_like(loras), numbers, numbers % 5, {}, made)
+
+
+def places(data: Data, alignment: Alignment, folds: set[int]) -> list[int]:
+    """How many LoRAs are nearer to each prompt of some folds than the one that was used."""
+    loras = alignment.of_loras(data.names, data.descriptions)
+    found = []
+    for prompt in data.prompts:
+        if prompt.fold in folds:
+            (used,) = prompt.used
+            near = loras @ alignment.of_prompt(prompt.encoded[:1])[0]
+            found.append(int((near > near[used]).sum()))
+    return found
+
+
+def test_an_alignment_learns_what_is_used_with_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommend_align, "EPOCHS", 12)
+    monkeypatch.setattr(recommend_align, "FASTEST", 5e-3)
+    data = paired()
+    before = places(data, AS_ENCODED, {1, 2, 3, 4})
+    aligned = recommend_align.align(data, frozenset({0}))
+    assert np.mean(before) > 15
+    assert np.mean(places(data, aligned, {1, 2, 3, 4})) < 2
+    # Of what was left out nothing was learned.
+    assert np.mean(places(data, aligned, {0})) > 10
+
+
+def test_the_first_numbers_of_aligned_vectors_tell_most(tmp_path: Path) -> None:
+    data = paired()
+    path = tmp_path / "alignment.safetensors"
+    aligned = recommend_align.align(data, frozenset())
+    recommend_fit.save(path, aligned)
+    read = read_alignment(path)
+    for kept, made in zip(read, aligned, strict=True):
+        assert np.array_equal(kept, made)
+    spread = np.square(read.of_loras(data.names, data.descriptions)).sum(0)
+    assert spread[:40].sum() > 0.99 * spread.sum()
+
+
+def test_no_pair_to_align_by_is_refused() -> None:
+    with pytest.raises(ValueError, match="No pair"):
+        recommend_align.align(paired(), frozenset(range(5)))
+
+
+def test_a_prompt_is_compared_by_an_alignment_that_saw_neither_its_fold_nor_the_one_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[frozenset[int]] = []
+    monkeypatch.setattr(
+        recommend_fit, "align", lambda _, left_out: asked.append(left_out) or AS_ENCODED
+    )
+    data = paired()
+    beside = recommend_fit.Alignments(data).beside(3)
+    for prompt in data.prompts:
+        beside(prompt)
+    assert set(asked) == {frozenset({3, fold}) for fold in range(5)}
+    assert len(asked) == 5  # each once
+
+
+# --------------------------------------------------------------------------- trees
 
 
 def test_trees_answer_as_the_library_that_fitted_them() -> None:
