@@ -32,6 +32,7 @@ BOOSTING = {
     "bagging_fraction": 0.6,
     "bagging_freq": 1,
     "lambda_l2": 5.0,
+    "monotone_constraints_method": "intermediate",
     "max_bin": 127,
     "seed": 0,
     "num_threads": 2,
@@ -51,6 +52,14 @@ OF_TEXTS = (
     "tags", "tag_share", "tag_top", "tag_phrases", "description", "description_top", "tag_count",
     "description_length",
 )  # fmt: skip
+RISING = frozenset({
+    "trigger", "trigger_words", "trigger_share", "first_trigger_share", "trigger_top", "name",
+    "name_share", "name_top", "tags", "tag_share", "tag_phrases", "description", "all_text",
+    "rarest", "focus", "clause", "clause_rarity", "spelling_name", "spelling_trigger", "similarity",
+    "similarity_clause",
+})  # fmt: skip
+"""More of these never makes a LoRA less fitting: what a person expects who writes `(ink:1.4)`. It
+costs nothing, measured."""
 FIRST = 3
 ANYTHING = 3e38
 """A threshold that all numbers are below."""
@@ -259,8 +268,17 @@ def fit(data: Data, seen: Iterable[Example], left_out: int | None) -> dict[str, 
     weight = np.where(label, 1, WRONG)
     table = lightgbm.Dataset(np.concatenate(tables), label.astype(np.int8), weight=weight)
     del tables
-    booster = lightgbm.train(BOOSTING, table, ROUNDS)
+    booster = lightgbm.train(
+        {**BOOSTING, "monotone_constraints": list(map(_direction, names))}, table, ROUNDS
+    )
     return _as_lists(booster.dump_model(), names)
+
+
+def _direction(column: str) -> int:
+    """Whether the answer may only rise with a column (1), only fall (-1), or both (0)."""
+    if column.rstrip("#").removesuffix("/best") not in RISING:
+        return 0
+    return -1 if column.endswith("#") else 1
 
 
 def _as_lists(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

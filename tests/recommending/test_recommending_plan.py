@@ -298,7 +298,7 @@ def test_one_lora_for_one_thing() -> None:
 def test_opposing_styles_exclude_each_other() -> None:
     anime = lora("akira_cel", "akira cel anime", tags=["style"])
     photo = lora("kodak_photo", "kodak photograph", tags=["style"])
-    plan = plan_for("akira cel anime, kodak photograph", anime, photo, *OTHERS)
+    plan = plan_for("akira cel anime, kodak photograph", anime, photo, *OTHERS, min_confidence=0.5)
     assert len(plan.loras) == 1
     loss = next(s for s in plan.skipped if s.code == "conflict")
     assert "exclude each other" in loss.reason

@@ -190,3 +190,13 @@ def test_trees_answer_as_the_library_that_fitted_them() -> None:
     trees = Trees.read(recommend_fit._as_lists(booster.dump_model(), list("abcd")))
     raw = np.asarray(booster.predict(table, raw_score=True))
     assert trees.answer(table) == pytest.approx(raw, abs=2e-3)
+
+
+@pytest.mark.parametrize("column", sorted(recommend_fit.RISING))
+def test_more_evidence_never_makes_a_lora_less_fitting(column: str) -> None:
+    trees = load_ranking().trees
+    table = np.random.RandomState(0).rand(300, len(trees.columns)).astype(np.float32)
+    raised = table.copy()
+    raised[:, trees.columns.index(column)] += np.linspace(0, 2, 300, dtype=np.float32)
+    change = trees.answer(raised) - trees.answer(table)
+    assert change.min() > -1e-3  # leaves are kept with five digits
