@@ -52,14 +52,10 @@ OF_TEXTS = (
     "tags", "tag_share", "tag_top", "tag_phrases", "description", "description_top", "tag_count",
     "description_length",
 )  # fmt: skip
-RISING = frozenset({
-    "trigger", "trigger_words", "trigger_share", "first_trigger_share", "trigger_top", "name",
-    "name_share", "name_top", "tags", "tag_share", "tag_phrases", "description", "all_text",
-    "rarest", "focus", "clause", "clause_rarity", "spelling_name", "spelling_trigger", "similarity",
-    "similarity_clause",
-})  # fmt: skip
+RISING = ("name", "trigger", "trigger_words")
 """More of these never makes a LoRA less fitting: what a person expects who writes `(ink:1.4)`. It
-costs nothing, measured."""
+costs nothing, measured; asked of all that speaks for a LoRA, it tells prompts that need none
+worse (a Brier skill of 0.49, not 0.53)."""
 FIRST = 3
 ANYTHING = 3e38
 """A threshold that all numbers are below."""

@@ -223,7 +223,7 @@ def test_what_name_and_captions_both_say_counts_when_it_is_asked_for() -> None:
     named, value = sure("Watercolor Wash", "a castle, watercolor")
     other, nothing = sure("Wet Wash", "a castle, watercolor")
     assert 0.4 < value < 1 and nothing == 0
-    assert named > 0.6 > other
+    assert named > max(0.6, other + 0.2)
 
 
 def test_a_lora_without_metadata_is_judged_by_its_name() -> None:

@@ -192,7 +192,7 @@ def test_trees_answer_as_the_library_that_fitted_them() -> None:
     assert trees.answer(table) == pytest.approx(raw, abs=2e-3)
 
 
-@pytest.mark.parametrize("column", sorted(recommend_fit.RISING))
+@pytest.mark.parametrize("column", recommend_fit.RISING)
 def test_more_evidence_never_makes_a_lora_less_fitting(column: str) -> None:
     trees = load_ranking().trees
     table = np.random.RandomState(0).rand(300, len(trees.columns)).astype(np.float32)
