@@ -27,6 +27,7 @@ from .index import (
     Grams,
     Index,
     Indices,
+    Posting,
     grams,
     rarity_of,
 )
@@ -78,7 +79,7 @@ def gather(
     found = [
         (among.rarity(term.removeprefix(JOINED)), emphasis, posting)
         for term, emphasis in query.terms()
-        if (posting := index.get(term)) is not None
+        if (posting := among.get(term)) is not None
     ]
     # The rarest come last, so that what is assigned last is the largest.
     for rarity, emphasis, (positions, fields) in sorted(found, key=lambda each: each[0]):
@@ -91,7 +92,7 @@ def gather(
         rarest[positions[(fields & TELLING) != 0]] = rarity
     trigger, tag_phrases = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for phrase, emphasis in query.phrases.items():
-        if (posting := index.get(phrase)) is not None:
+        if (posting := among.get(phrase)) is not None:
             positions, fields = posting
             value = among.rarity(phrase) * emphasis
             at = positions[(fields & TRIGGER_PHRASE) != 0]
@@ -181,14 +182,21 @@ class _Among:
         self._entries = int(usable.sum())
         self._known: dict[str, float] = {}
 
+    def get(self, term: str) -> Posting | None:
+        """As `Index.get`, of those LoRAs alone; None where none of them has the term."""
+        posting = self._index.get(term)
+        if posting is None or self._entries == len(self._usable):
+            return posting
+        positions, fields = posting
+        here = self._usable[positions]
+        return (positions[here], fields[here]) if here.any() else None
+
     def rarity(self, term: str) -> float:
         """As `Index.rarity`, in [0, 1]."""
         known = self._known.get(term)
         if known is None:
-            count = 0
-            if (posting := self._index.get(term)) is not None:
-                positions, fields = posting
-                count = int(self._usable[positions[(fields & TELLING) != 0]].sum())
+            posting = self.get(term)
+            count = 0 if posting is None else int(np.count_nonzero(posting[1] & TELLING))
             known = self._known[term] = rarity_of(term, count, self._entries)
         return known
 

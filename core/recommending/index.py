@@ -38,6 +38,8 @@ RARITY_SCALE = math.log(10_000)
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
+Posting = tuple[Indices, npt.NDArray[np.uint8]]
+"""The LoRAs that have a term, and the fields it stands in."""
 
 
 class TriggerPhrase(NamedTuple):
@@ -185,7 +187,7 @@ class Index:
         terms = sys.getsizeof(self._numbers) + sum(map(sys.getsizeof, self._numbers))
         return terms + sum(array.nbytes for array in arrays)
 
-    def get(self, term: str) -> tuple[Indices, npt.NDArray[np.uint8]] | None:
+    def get(self, term: str) -> Posting | None:
         """The LoRAs that have a term, and the fields it stands in."""
         number = self._numbers.get(term)
         if number is None:

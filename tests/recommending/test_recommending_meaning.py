@@ -130,6 +130,9 @@ def test_the_nearest_are_found_in_a_large_library() -> None:
     assert len(exact & set(found.tolist())) >= 18
     usable[7] = False
     assert 7 not in near.nearest(usable, 20)
+    usable[1000:] = False
+    few = near.nearest(usable, 20)
+    assert {70, 700} <= set(few.tolist()) and few.max() < 1000
     vectors[70] = np.nan
     half_made = Similarity(asked, LoraVectors.of(vectors.astype(np.float16)))
     assert not {7, 70} & set(half_made.nearest(usable, 3000).tolist())
