@@ -62,7 +62,12 @@ class Evidence(NamedTuple):
 
 
 def gather(
-    index: Index, query: Query, usable: np.ndarray, similarity: Similarity | None = None
+    index: Index,
+    query: Query,
+    usable: np.ndarray,
+    similarity: Similarity | None = None,
+    *,
+    share: float = 1.0,
 ) -> Evidence:
     """The LoRAs that may fit, found by words, by spelling out of all text, by meaning and by
     popularity, and what speaks for each.
@@ -70,6 +75,7 @@ def gather(
     Args:
         usable: bool [LoRAs]; the others are no candidates.
         similarity: to the prompt, in the index's order; None compares words alone.
+        share: of the usual number of candidates, in (0, 1].
     """
     size = len(index.entries)
     sums = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
@@ -139,9 +145,10 @@ def gather(
         (all_text, BEST_BY_ALL_TEXT),
         (index.downloads, BEST_BY_POPULARITY),
     ):
-        chosen[largest(np.where(usable & (values > 0), values, math.nan), most)] = True
+        above = np.where(usable & (values > 0), values, math.nan)
+        chosen[largest(above, math.ceil(share * most))] = True
     if similarity is not None:
-        chosen[similarity.nearest(usable, BEST_BY_MEANING)] = True
+        chosen[similarity.nearest(usable, math.ceil(share * BEST_BY_MEANING))] = True
     positions = np.flatnonzero(chosen).astype(np.int32)
     columns = {each: column[positions] for each, column in columns.items()}
     like = (np.full(len(positions), math.nan, np.float32),) * 2

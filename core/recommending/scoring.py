@@ -26,8 +26,9 @@ from .vectors import Similarity
 
 _HOPELESS = -4.0
 """Score (a logit, confidence 0.02) below which no single factor makes a recommendation."""
-
-
+_OTHERS = 0.2
+"""Of the usual number of candidates, how many are looked for among LoRAs of other base models. A
+few are named, so that one learns what the model cost; none is recommended."""
 _RESEMBLES = {"similarity_clause": 0.45, "spelling_name": 0.5, "spelling_trigger": 0.5}
 """From which cosine on a LoRA without a word of the prompt can still be meant by it. Judged."""
 
@@ -131,9 +132,9 @@ def score(
     ranking = ranking or load_ranking()
     fit = np.array([fits[family] for family in index.families], np.float32)[index.family]
     parts, tables = [], []
-    for usable in (fit > 0, fit <= 0):
+    for usable, share in ((fit > 0, 1.0), (fit <= 0, _OTHERS)):
         if usable.any():
-            parts.append(part := gather(index, query, usable, similarity))
+            parts.append(part := gather(index, query, usable, similarity, share=share))
             columns = compare(part.columns, float(usable.sum()))
             tables.append(_table(columns, ranking.trees.columns))
     if not tables:

@@ -104,7 +104,12 @@ def pieces(trigger: str) -> tuple[str, ...]:
 def contains(text: tuple[str, ...], phrase: tuple[str, ...]) -> bool:
     """Whether the words of `phrase` stand in `text` one after the other."""
     n = len(phrase)
-    return n > 0 and any(text[i : i + n] == phrase for i in range(len(text) - n + 1))
+    # Most texts lack the first word, and to look for that takes a tenth of the time.
+    return (
+        n > 0
+        and phrase[0] in text
+        and any(text[i : i + n] == phrase for i in range(len(text) - n + 1))
+    )
 
 
 def _folded(text: str) -> str:
