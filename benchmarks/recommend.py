@@ -36,12 +36,7 @@ from ..core.recommending.recommender import intent_factor
 from ..core.recommending.scoring import RANKING, Ranking, load_ranking, score
 from ..core.recommending.strengths import strength_for
 from ..core.recommending.text import STOPWORDS, words
-from ..core.recommending.vectors import (
-    ALIGNMENT,
-    Similarity,
-    read_alignment,
-    texts_of,
-)
+from ..core.recommending.vectors import ALIGNMENT, Similarity, read_alignment, texts_of
 from .parameters import FAMILY_NAMES
 
 RANKED = 20

@@ -135,22 +135,22 @@ def examples(data: Data, aligned: Callable[[Prompt], Alignment]) -> Iterator[Exa
     """Each prompt with its candidates, of the whole library and of a small one.
 
     Args:
-        aligned: the alignment that a prompt is compared by; the same object for as many as share
-            it.
+        aligned: the alignment that a prompt is compared by; the same object for all that share it.
     """
     chance = np.random.RandomState(0)
-    vectors: dict[int, LoraVectors] = {}
+    # With the alignment, so that it lives as long as its number stands for it.
+    known: dict[int, tuple[Alignment, LoraVectors]] = {}
     for prompt in data.prompts:
         if prompt.query is None:
             none = np.zeros(0, bool)
             yield Example(prompt, {}, none.astype(int), none, none, 0, False)
             continue
         alignment = aligned(prompt)
-        if id(alignment) not in vectors:
+        if id(alignment) not in known:
             loras = alignment.of_loras(data.names, data.descriptions)
-            vectors[id(alignment)] = LoraVectors.of(loras.astype(np.float16))
+            known[id(alignment)] = alignment, LoraVectors.of(loras.astype(np.float16))
         asked = alignment.of_prompt(prompt.encoded)
-        like = Similarity(asked, vectors[id(alignment)]) if asked.any() else None
+        like = Similarity(asked, known[id(alignment)][1]) if asked.any() else None
         used = np.isin(data.models, list(prompt.used))
         fitting = np.isin(data.models, list(prompt.fitting))
         usable = data.usable[prompt.family]

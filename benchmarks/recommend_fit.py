@@ -55,7 +55,7 @@ OF_TEXTS = (
 RISING = ("name", "trigger", "trigger_words")
 """More of these never makes a LoRA less fitting: what a person expects who writes `(ink:1.4)`. It
 costs nothing, measured; asked of all that speaks for a LoRA, it tells prompts that need none
-worse (a Brier skill of 0.49, not 0.53)."""
+worse (a Brier skill of 0.49, not 0.52)."""
 FIRST = 3
 ANYTHING = 3e38
 """A threshold that all numbers are below."""

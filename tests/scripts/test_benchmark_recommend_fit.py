@@ -20,10 +20,7 @@ from intelligent_generation.benchmarks.recommend_examples import (
 )
 from intelligent_generation.core.embedding import DIMENSIONS, Vectors
 from intelligent_generation.core.recommending.scoring import load_ranking
-from intelligent_generation.core.recommending.vectors import (
-    Alignment,
-    read_alignment,
-)
+from intelligent_generation.core.recommending.vectors import Alignment, read_alignment
 
 if TYPE_CHECKING:
     from intelligent_generation.core.recommending.index import Index
