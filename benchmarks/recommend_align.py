@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 EPOCHS = 2
 AT_ONCE = 128
-"""Prompts a step."""
+"""Prompts a step; of few prompts fewer, a tenth of them."""
+FEWEST = 10
+"""Prompts to fit on."""
 FASTEST = 5e-4
 """The highest rate of learning, a tenth of the way; it falls from there as a half cosine."""
 SHARPNESS = 20.0
@@ -43,7 +45,7 @@ def align(data: Data, left_out: frozenset[int]) -> Alignment:
         left_out: folds of LoRAs that are not seen, as answers or as wrong answers.
 
     Raises:
-        ValueError: no prompt is left to fit on.
+        ValueError: fewer than FEWEST prompts are left to fit on.
     """
     import torch
     from torch.nn.functional import normalize
@@ -55,9 +57,12 @@ def align(data: Data, left_out: frozenset[int]) -> Alignment:
     names = torch.from_numpy(data.names[seen])
     descriptions = torch.from_numpy(data.descriptions[seen])
     prompts = [p for p in data.prompts if p.used and p.encoded.any() and not p.folds & left_out]
-    if not prompts:
-        raise ValueError("No pair has a LoRA of the library that is not left out.")
-    at_once = min(AT_ONCE, len(prompts))
+    if len(prompts) < FEWEST:
+        raise ValueError(
+            f"{len(prompts)} prompts have LoRAs of the library none of which is left out; at least "
+            f"{FEWEST} are needed to fit on. Give more pairs."
+        )
+    at_once = min(AT_ONCE, len(prompts) // FEWEST)
     start = torch.stack([weight * torch.eye(DIMENSIONS) for weight in (1.0, 1.0, DESCRIBED)])
     maps = start.clone().requires_grad_()
     sharpness = torch.tensor(math.log(SHARPNESS), requires_grad=True)
@@ -88,7 +93,7 @@ def align(data: Data, left_out: frozenset[int]) -> Alignment:
         prompt, name, description = maps
         loras = normalize(names @ name + descriptions @ description, dim=1)
         # Turned so that the directions in which LoRAs differ most come first: cosines stay.
-        turn = torch.linalg.svd(loras, full_matrices=False).Vh.T
+        turn = torch.linalg.eigh(loras.T @ loras).eigenvectors.flip(1)
         return Alignment(*(_as_kept(one @ turn) for one in maps))
 
 

@@ -147,9 +147,16 @@ def test_the_first_numbers_of_aligned_vectors_tell_most(tmp_path: Path) -> None:
     assert spread[:40].sum() > 0.99 * spread.sum()
 
 
-def test_no_pair_to_align_by_is_refused() -> None:
-    with pytest.raises(ValueError, match="No pair"):
+def test_too_few_pairs_to_align_by_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^0 prompts .* at least 10 "):
         recommend_align.align(paired(), frozenset(range(5)))
+
+
+@pytest.mark.parametrize("prompts", [10, 13, 700])
+def test_any_number_of_pairs_aligns_in_all_directions(prompts: int) -> None:
+    aligned = recommend_align.align(paired(prompts=prompts), frozenset())
+    assert [part.shape for part in aligned] == [(DIMENSIONS, DIMENSIONS)] * 3
+    assert all(np.isfinite(part).all() for part in aligned)
 
 
 def test_a_prompt_is_compared_by_an_alignment_that_saw_neither_its_fold_nor_the_one_left_out(
