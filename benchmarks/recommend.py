@@ -29,7 +29,7 @@ from ..core.limits import MIN_CONFIDENCE
 from ..core.plan import FileRef, PromptAnalysis
 from ..core.prompting import analyze
 from ..core.recommending import recommend
-from ..core.recommending.index import Index, index_of, read_entry
+from ..core.recommending.index import Index, index_of, read_description, read_entry
 from ..core.recommending.meaning import Meaning
 from ..core.recommending.query import read_query
 from ..core.recommending.recommender import intent_factor
@@ -353,7 +353,7 @@ class Bm25:
         self._found: dict[str, list[tuple[int, int]]] = {}
         for position, entry in enumerate(library.entries):
             text = read_entry(entry)
-            counts = Counter(text.description)
+            counts = Counter(read_description(entry))
             for run in (*text.names, *(t.words for t in text.triggers), *(t for t, _ in text.tags)):
                 counts.update(word for word in run if word not in STOPWORDS)
             self._lengths[position] = counts.total()

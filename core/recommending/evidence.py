@@ -7,6 +7,7 @@ others. ranking.json was fitted on just these columns, and names the factor that
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -157,8 +158,9 @@ def gather(
     columns["similarity"], columns["similarity_clause"] = like
     clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
     columns |= _by_clause(index, query, positions, among)
-    columns["spelling_name"] = _alike(index, index.name_grams, positions, clauses)
-    columns["spelling_trigger"] = _alike(index, index.trigger_grams, positions, clauses)
+    spelt = _Spelt(index, clauses)
+    columns["spelling_name"] = spelt.like(index.name_grams, positions)
+    columns["spelling_trigger"] = spelt.like(index.trigger_grams, positions)
     return Evidence(positions, columns | _of_prompt(query, whole_prompt, among, len(positions)))
 
 
@@ -167,7 +169,7 @@ def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats
     and the candidate's place by it (`…#`, 0 the first), with the number of usable LoRAs."""
     found = dict(columns)
     for each in COMPARED:
-        values = np.nan_to_num(columns[each], nan=0.0)
+        values = np.where(np.isnan(columns[each]), 0.0, columns[each])
         best = float(values.max(initial=0.0))
         found[f"{each}/best"] = (values / best if best > 0 else np.zeros_like(values)).astype(
             np.float32
@@ -187,10 +189,16 @@ class _Among:
     def __init__(self, index: Index, usable: np.ndarray) -> None:
         self._index, self._usable = index, usable
         self._entries = int(usable.sum())
-        self._known: dict[str, float] = {}
+        self._postings: dict[str, Posting | None] = {}
+        self._rarity: dict[str, float] = {}
 
     def get(self, term: str) -> Posting | None:
         """As `Index.get`, of those LoRAs alone; None where none of them has the term."""
+        if term not in self._postings:
+            self._postings[term] = self._get(term)
+        return self._postings[term]
+
+    def _get(self, term: str) -> Posting | None:
         posting = self._index.get(term)
         if posting is None or self._entries == len(self._usable):
             return posting
@@ -200,11 +208,11 @@ class _Among:
 
     def rarity(self, term: str) -> float:
         """As `Index.rarity`, in [0, 1]."""
-        known = self._known.get(term)
+        known = self._rarity.get(term)
         if known is None:
             posting = self.get(term)
             count = 0 if posting is None else int(np.count_nonzero(posting[1] & TELLING))
-            known = self._known[term] = rarity_of(term, count, self._entries)
+            known = self._rarity[term] = rarity_of(term, count, self._entries)
         return known
 
 
@@ -257,25 +265,34 @@ def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) ->
     }
 
 
-def _alike(index: Index, has: Grams, positions: Indices, clauses: list[str]) -> Floats:
-    """Cosine of hashed letter runs between each LoRA's text and the nearest clause, in [0, 1]."""
-    asked = [grams(clause) for clause in clauses]
-    if not any(map(len, asked)):
-        return np.zeros(len(positions), np.float32)
-    known, columns = np.unique(np.concatenate(asked), return_inverse=True)
-    weights = index.gram_weights[known]
-    table = np.zeros((len(known) + 1, len(asked)), np.float32)
-    rows = np.repeat(np.arange(len(asked)), [len(one) for one in asked])
-    table[columns, rows] = weights[columns] ** 2
-    norms = np.sqrt(table.sum(0)) + 1e-6
-    lengths = has.starts[positions + 1] - has.starts[positions]
-    picked = np.repeat(has.starts[positions], lengths) + _counting(lengths)
-    hashes = has.hashes[picked]
-    place = np.searchsorted(known, hashes)
-    place[(place == len(known)) | (known[np.minimum(place, len(known) - 1)] != hashes)] = len(known)
-    shared = _sums(table[place], lengths)
-    own = _sums(index.gram_weights[hashes] ** 2, lengths)
-    return (shared / norms).max(1) / (np.sqrt(own) + 1e-6)
+class _Spelt:
+    """The clauses as hashed runs of letters."""
+
+    def __init__(self, index: Index, clauses: Sequence[str]) -> None:
+        runs = [grams(clause) for clause in clauses]
+        known, columns = np.unique(
+            np.concatenate([np.zeros(0, np.uint16), *runs]), return_inverse=True
+        )
+        self._squares = index.gram_weights**2
+        self._table = np.zeros((len(known) + 1, len(runs)), np.float32)
+        """The squared weight of each run in each clause; a last row of zeros for all others."""
+        rows = np.repeat(np.arange(len(runs)), list(map(len, runs)))
+        self._table[columns, rows] = self._squares[known][columns]
+        self._norms = np.sqrt(self._table.sum(0)) + 1e-6
+        self._places = np.full(len(self._squares), len(known), np.int32)
+        """The row of each hash."""
+        self._places[known] = np.arange(len(known))
+
+    def like(self, has: Grams, positions: Indices) -> Floats:
+        """Cosine between each LoRA's text and the nearest clause, in [0, 1]."""
+        if not self._table.any():
+            return np.zeros(len(positions), np.float32)
+        lengths = has.starts[positions + 1] - has.starts[positions]
+        picked = np.repeat(has.starts[positions], lengths) + _counting(lengths)
+        hashes = has.hashes[picked]
+        shared = _sums(self._table[self._places[hashes]], lengths)
+        own = _sums(self._squares[hashes], lengths)
+        return (shared / self._norms).max(1) / (np.sqrt(own) + 1e-6)
 
 
 def _sums(values: Floats, lengths: Indices) -> Floats:

@@ -55,18 +55,18 @@ class TriggerPhrase(NamedTuple):
 
 
 class EntryText(NamedTuple):
-    """One LoRA's fields as words."""
+    """One LoRA's short fields as words."""
 
     names: tuple[tuple[str, ...], ...]
     """The title's words and, where they differ, the file stem's."""
     triggers: tuple[TriggerPhrase, ...]
     tags: tuple[tuple[tuple[str, ...], float], ...]
     """Words of each caption or author's tag, with its share."""
-    description: frozenset[str]
 
 
 def read_entry(entry: LoraEntry) -> EntryText:
-    """The words of one LoRA, field by field."""
+    """The words of one LoRA, field by field, without its description, which takes as long as all
+    the others."""
     titles = (entry.title, PurePosixPath(entry.file.name).stem)
     names = dict.fromkeys(name_words(title, entry.family) for title in titles)
     triggers: list[TriggerPhrase] = []
@@ -80,8 +80,12 @@ def read_entry(entry: LoraEntry) -> EntryText:
         names=tuple(name for name in names if name),
         triggers=tuple(triggers[:MAX_TRIGGERS]),
         tags=tuple((phrase, tag.share) for tag in entry.tags if (phrase := words(tag.text))),
-        description=frozenset(words(entry.description)) - STOPWORDS,
     )
+
+
+def read_description(entry: LoraEntry) -> frozenset[str]:
+    """The telling words of what the author says of a LoRA."""
+    return frozenset(words(entry.description)) - STOPWORDS
 
 
 # What of a LoRA a term stands in. A term can stand in several.
@@ -130,14 +134,14 @@ class Index:
         names: list[str] = []
         triggers: list[str] = []
         for position, entry in enumerate(self.entries):
-            text = read_entry(entry)
-            terms = _terms_of(text)
+            text, description = read_entry(entry), read_description(entry)
+            terms = _terms_of(text, description)
             building[0].extend(map(numbers.__getitem__, terms))
             building[1].extend(repeat(position, len(terms)))
             building[2].extend(terms.values())
             self.trigger_count[position] = len(text.triggers)
             self.tag_count[position] = len(text.tags)
-            self.description_length[position] = len(text.description)
+            self.description_length[position] = len(description)
             self.kind[position] = _KINDS.index(kind_of(entry, text))
             names.append(" ".join(chain.from_iterable(text.names)))
             triggers.append(" ".join(t.text for t in text.triggers if t.rank == 0))
@@ -237,7 +241,7 @@ def _logarithms(counts: Sequence[int | None]) -> Floats:
     return np.array([math.nan if n is None else math.log10(1 + n) for n in counts], np.float32)
 
 
-def _terms_of(text: EntryText) -> dict[str, int]:
+def _terms_of(text: EntryText, description: frozenset[str]) -> dict[str, int]:
     """Every term of a LoRA and the fields it stands in."""
     terms: dict[str, int] = {}
 
@@ -245,7 +249,7 @@ def _terms_of(text: EntryText) -> dict[str, int]:
         for term in found:
             terms[term] = terms.get(term, 0) | field
 
-    add(text.description, DESCRIPTION)
+    add(description, DESCRIPTION)
     for tag, share in text.tags:
         field = TAG if share >= _TELLING_SHARE else DESCRIPTION
         add(set(tag) - STOPWORDS, field)

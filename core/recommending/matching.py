@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..catalog.entries import LoraEntry
-from .index import EntryText, joined, kind_of, read_entry
+from .index import EntryText, joined, kind_of, read_description, read_entry
 from .query import Query
-from .text import STOPWORDS, contains, words
+from .text import STOPWORDS, words
 
 _TAG_WORTH = 0.5
 """A tag's match says less of what a LoRA is for than its name's or trigger word's."""
@@ -70,7 +70,7 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
         "trigger_share": _rarest(trigger_words, rarity),
         "name": _rarest(name_words, rarity),
         "tags": _rarest({" ".join(tag) for tag in tags}, rarity),
-        "description": _rarest(text.description & query.words.keys(), rarity),
+        "description": _rarest(read_description(entry) & query.words.keys(), rarity),
         "rarity": _rarest(trigger_words | name_words, rarity, 1),
     }
     return Match(
@@ -144,11 +144,12 @@ def _sides(entry: LoraEntry, text: EntryText) -> frozenset[str]:
 
 def sides_of(phrases: Iterable[tuple[str, ...]]) -> frozenset[str]:
     """Which mutually exclusive styles the phrases speak of."""
-    phrases = list(phrases)
     return frozenset(
         side
-        for side, names in _side_words().items()
-        if any(contains(phrase, name) for phrase in phrases for name in names)
+        for phrase in phrases
+        for at, word in enumerate(phrase)
+        for name, side in _side_names().get(word, ())
+        if phrase[at : at + len(name)] == name
     )
 
 
@@ -207,8 +208,13 @@ def _conflicts() -> dict[str, list[dict[str, str]]]:
 
 
 @cache
-def _side_words() -> dict[str, tuple[tuple[str, ...], ...]]:
-    return {row["side"]: tuple(map(words, row["words"])) for row in _conflicts()["sides"]}
+def _side_names() -> dict[str, list[tuple[tuple[str, ...], str]]]:
+    """What each side is called, with the side, by the first word."""
+    found: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+    for row in _conflicts()["sides"]:
+        for name in map(words, row["words"]):
+            found.setdefault(name[0], []).append((name, row["side"]))
+    return found
 
 
 @cache

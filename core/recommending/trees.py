@@ -17,35 +17,36 @@ class Trees(NamedTuple):
     """What is asked about."""
     roots: Indices
     column: Indices
-    """[nodes] which column a node asks about; 0 for a leaf."""
+    """[nodes] which column a node asks about; 0 for a leaf. Where NaN goes right, so many columns
+    further: see `_twice`."""
     threshold: Floats
     """[nodes] up to which value one goes left."""
     left: Indices
     """[nodes] where one goes on; to the right it is the node after that."""
-    missing_left: np.ndarray
-    """[nodes] whether NaN goes left."""
     value: Floats
     """[nodes] the answer of a leaf; of another node, the mean of what is below it."""
     depth: int
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Trees:
-        """From JSON: the lists of this class; `depth` is of the deepest leaf."""
+        """From JSON: the lists of this class, `column` without what NaN does and `missing_left`,
+        whether NaN goes left, beside it; `depth` is of the deepest leaf."""
+        columns = tuple(data["columns"])
+        right = ~np.array(data["missing_left"], bool)
         return cls(
-            tuple(data["columns"]),
+            columns,
             np.array(data["roots"], np.int32),
-            np.array(data["column"], np.int32),
+            np.array(data["column"], np.int32) + right * np.int32(len(columns)),
             np.array(data["threshold"], np.float32),
             np.array(data["left"], np.int32),
-            np.array(data["missing_left"], bool),
             np.array(data["value"], np.float32),
             int(data["depth"]),
         )
 
     def answer(self, table: Floats) -> np.ndarray:
         """The sum of all trees' answers, float64 [rows], for float32 [rows, columns]."""
-        values = np.ascontiguousarray(table).ravel()
-        first = (np.arange(len(table), dtype=np.int32) * table.shape[1])[:, None]
+        values = _twice(table)
+        first = (np.arange(len(table), dtype=np.int32) * values.shape[1])[:, None]
         at = np.broadcast_to(self.roots, (len(table), len(self.roots)))
         for _ in range(self.depth):
             at = self._next(at, values.take(first + self.column.take(at)))
@@ -58,14 +59,21 @@ class Trees(NamedTuple):
         about (Saabas, "Interpreting random forests", 2014). All together give `answer`.
         """
         found = np.zeros(len(self.columns), np.float64)
+        values = _twice(row)
         at = self.roots
         for _ in range(self.depth):
-            below = self._next(at, row[self.column[at]])
-            np.add.at(found, self.column[at], self.value[below] - self.value[at])
+            below = self._next(at, values.take(self.column.take(at)))
+            np.add.at(found, self.column[at] % len(found), self.value[below] - self.value[at])
             at = below
         return float(self.value[self.roots].sum(dtype=np.float64)), found
 
     def _next(self, at: np.ndarray, values: np.ndarray) -> np.ndarray:
-        right = ~(values <= self.threshold.take(at))
-        right &= ~(np.isnan(values) & self.missing_left.take(at))
-        return self.left.take(at) + right
+        return self.left.take(at) + (values > self.threshold.take(at))
+
+
+def _twice(table: Floats) -> Floats:
+    """The columns with NaN as the smallest number, so that it goes left, then all of them again
+    with NaN as the largest: to compare is all that is left to do at a node."""
+    missing = np.isnan(table)
+    smallest = np.where(missing, -np.float32(np.inf), table)
+    return np.concatenate((smallest, np.where(missing, np.float32(np.inf), table)), axis=-1)
