@@ -133,18 +133,22 @@ def family_named(name: str) -> str:
 
 
 def entry_of(row: Row) -> LoraEntry:
-    """A row of a library as the catalog would know it after a look-up on CivitAI.
+    """A row of a library as the catalog would know it after a look-up on CivitAI: called by the
+    names of model and version, described by the model's words before the version's, and with the
+    version's downloads before the model's.
 
     Args:
-        row: `id`, `name`, `file_name`, `family`, `trained_words`, `tags`, `description`, `stats`
-            and `recommended_weight`. Its file lies under its id, so that no two are one.
+        row: `id`, `name`, `file_name`, `family`, `trained_words`, `tags`, `description`, and where
+            known `version_name`, `version_description`, `stats` and `recommended_weight`. Its file
+            lies under its id, so that no two are one.
     """
     statistics_ = row.get("stats") or {}
-    description = (row["description"] or "")[:DESCRIPTION]
+    downloads = statistics_.get("downloads")
+    description = (row["description"] or row.get("version_description") or "")[:DESCRIPTION]
     folder = row["id"].replace(":", "-").replace("/", "-")
     return LoraEntry(
         file=FileRef(folder="loras", name=f"{folder}/{row['file_name']}.safetensors"),
-        title=row["name"],
+        title=" ".join(filter(None, (row["name"], row.get("version_name")))),
         family=family_named(row["family"]),
         variant=None,
         family_confidence=1.0,
@@ -153,7 +157,7 @@ def entry_of(row: Row) -> LoraEntry:
         tags=tuple(TagCount(text, 1.0) for text in row["tags"]),
         description=description,
         recommended_weight=row.get("recommended_weight") or weight_in_words(description),
-        downloads=statistics_.get("model_downloads"),
+        downloads=statistics_.get("model_downloads") if downloads is None else downloads,
         likes=statistics_.get("favorites"),
     )
 

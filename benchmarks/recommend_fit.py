@@ -25,8 +25,8 @@ from .recommend_examples import FIELDS, Data, Example, Prompt, examples, read_da
 BOOSTING = {
     "objective": "binary",
     "learning_rate": 0.04,
-    "num_leaves": 24,
-    "max_depth": 7,
+    "num_leaves": 32,
+    "max_depth": 8,
     "min_data_in_leaf": 80,
     "feature_fraction": 0.3,
     "bagging_fraction": 0.6,
@@ -39,7 +39,7 @@ BOOSTING = {
     "verbose": -1,
     "deterministic": True,
 }
-ROUNDS = 320
+ROUNDS = 480
 WRONG = 3
 """One wrong answer of so many is fitted on, and counts for all of them: as good, measured, and in a
 third of the time."""

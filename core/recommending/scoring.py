@@ -26,7 +26,7 @@ from .vectors import Similarity
 
 _HOPELESS = -4.0
 """Score (a logit, confidence 0.02) below which no single factor makes a recommendation."""
-_OTHERS = 0.2
+_OTHERS = 0.4
 """Of the usual number of candidates, how many are looked for among LoRAs of other base models. A
 few are named, so that one learns what the model cost; none is recommended."""
 _RESEMBLES = {"similarity_clause": 0.45, "spelling_name": 0.5, "spelling_trigger": 0.5}

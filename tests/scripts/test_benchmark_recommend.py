@@ -103,3 +103,24 @@ def test_bm25_finds_rare_words_first() -> None:
 def test_a_wrong_argument_is_refused(files: dict[str, Path], more: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit):
         run(files, "predict", *more)
+
+
+def test_a_row_is_known_as_a_look_up_on_civitai_tells_it() -> None:
+    told = recommend.entry_of(
+        row(
+            0,
+            version_name="Tall v2",
+            version_description="Taller.",
+            stats={"downloads": 7, "model_downloads": 900, "favorites": 3},
+        )
+    )
+    assert told.title == "Lantern Festival Tall v2"
+    assert told.description == "Made for pictures of lantern festival."
+    assert (told.downloads, told.likes) == (7, 3)
+
+
+def test_what_a_version_does_not_say_its_model_says_and_the_other_way_round() -> None:
+    bare = row(0, description="", version_description="Taller.", stats={"model_downloads": 900})
+    told = recommend.entry_of(bare)
+    assert (told.title, told.description, told.downloads) == ("Lantern Festival", "Taller.", 900)
+    assert recommend.entry_of(row(0, stats={"downloads": 0, "model_downloads": 900})).downloads == 0
