@@ -61,7 +61,8 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
     for word in [word for tag in tags for word in tag]:
         if word not in STOPWORDS:
             worth[word] = _TAG_WORTH * rarity(word)
-    for word in [*trigger_words, *name_words]:
+    # In the prompt's order: sets have another in each process, and people read these.
+    for word in (word for word in query.words if word in trigger_words | name_words):
         worth[word] = rarity(word)
     details = {
         "trigger": _listed(

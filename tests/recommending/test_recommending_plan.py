@@ -611,3 +611,15 @@ def test_local_loras_take_the_places_first() -> None:
         "mecha armor, pixel art", near, remote=(mecha,), max_loras=1, min_confidence=0.2
     )
     assert titles(plan) == ["Pixel Grid"] and skipped(plan)["mecha_works"] == "over_limit"
+
+
+def test_words_that_are_served_already_are_told_in_the_prompts_order() -> None:
+    words = "azure brass coral dune ember flint".split()
+    plan = plan_for(
+        " ".join(words),
+        lora("first", " ".join(words), title=" ".join(reversed(words))),
+        lora("second", title=" ".join(words[::2])),
+        min_confidence=0.0,
+    )
+    (told,) = (one.reason for one in plan.skipped if "already serves" in one.reason)
+    assert told.endswith("already serves: azure, coral, ember.")
