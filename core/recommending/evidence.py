@@ -7,7 +7,8 @@ others. ranking.json was fitted on just these columns, and names the factor that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,6 @@ from .index import (
     Grams,
     Index,
     Indices,
-    Posting,
     grams,
     rarity_of,
 )
@@ -65,12 +65,7 @@ class Evidence(NamedTuple):
 
 
 def gather(
-    index: Index,
-    query: Query,
-    usable: np.ndarray,
-    similarity: Similarity | None = None,
-    *,
-    share: float = 1.0,
+    index: Index, query: Query, usable: np.ndarray, similarity: Similarity | None = None
 ) -> Evidence:
     """The LoRAs that may fit, found by words, by spelling out of all text, by meaning and by
     popularity, and what speaks for each.
@@ -78,92 +73,122 @@ def gather(
     Args:
         usable: bool [LoRAs]; the others are no candidates.
         similarity: to the prompt, in the index's order; None compares words alone.
-        share: of the usual number of candidates, in (0, 1].
     """
-    size = len(index.entries)
-    sums = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
-    tops = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
-    all_text, rarest = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    among = _Among(index, usable)
-    found = [
-        (among.rarity(term.removeprefix(JOINED)), emphasis, posting)
-        for term, emphasis in query.terms()
-        if (posting := among.get(term)) is not None
-    ]
-    # The rarest come last, so that what is assigned last is the largest.
-    for rarity, emphasis, (positions, fields) in sorted(found, key=lambda each: each[0]):
-        value = rarity * emphasis
-        all_text[positions] += value
-        for field in _WORD_FIELDS:
-            at = positions[(fields & field) != 0]
-            sums[field][at] += value
-            tops[field][at] = rarity
-        rarest[positions[(fields & TELLING) != 0]] = rarity
-    trigger, tag_phrases = np.zeros(size, np.float32), np.zeros(size, np.float32)
-    for phrase, emphasis in query.phrases.items():
-        if (posting := among.get(phrase)) is not None:
-            positions, fields = posting
-            value = among.rarity(phrase) * emphasis
-            at = positions[(fields & TRIGGER_PHRASE) != 0]
-            trigger[at] = np.maximum(trigger[at], value)
-            tag_phrases[positions[(fields & TAG_PHRASE) != 0]] += value
+    return Search(index, query, usable, similarity).among(usable)
 
-    whole_prompt = sum(map(among.rarity, query.words)) or 1.0
-    name = np.maximum(sums[NAME], sums[STEM])
-    shares = {
-        field: np.minimum(1.0, sums[field] / np.maximum(index.mass[field], 1e-6))
-        for field in index.mass
-    }
-    name_share = np.maximum(shares[NAME], shares[STEM])
-    focus = np.minimum(1.0, np.maximum(name, sums[TRIGGER]) / whole_prompt)
-    columns = {
-        "name": name,
-        "name_share": name_share,
-        "name_top": np.maximum(tops[NAME], tops[STEM]),
-        "trigger_words": sums[TRIGGER],
-        "trigger_share": shares[TRIGGER],
-        "first_trigger_share": shares[FIRST_TRIGGER],
-        "trigger_top": tops[TRIGGER],
-        "trigger": trigger,
-        "tags": sums[TAG],
-        "tag_top": tops[TAG],
-        "tag_share": shares[TAG],
-        "tag_phrases": tag_phrases,
-        "description": sums[DESCRIPTION],
-        "description_top": tops[DESCRIPTION],
-        "all_text": all_text,
-        "rarest": rarest,
-        "focus": focus,
-        "downloads": index.downloads,
-        "likes": index.likes,
-        "trigger_count": index.trigger_count,
-        "tag_count": index.tag_count,
-        "description_length": index.description_length,
-        "kind": index.kind,
-    }
-    by_words = name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
-    chosen = np.zeros(size, bool)
-    for values, most in (
-        (by_words + 0.3 * sums[DESCRIPTION], BEST_BY_WORDS),
-        (all_text, BEST_BY_ALL_TEXT),
-        (index.downloads, BEST_BY_POPULARITY),
-    ):
-        above = np.where(usable & (values > 0), values, math.nan)
-        chosen[largest(above, math.ceil(share * most))] = True
-    if similarity is not None:
-        chosen[similarity.nearest(usable, math.ceil(share * BEST_BY_MEANING))] = True
-    positions = np.flatnonzero(chosen).astype(np.int32)
-    columns = {each: column[positions] for each, column in columns.items()}
-    like = (np.full(len(positions), math.nan, np.float32),) * 2
-    if similarity is not None:
-        like = similarity.of(positions)
-    columns["similarity"], columns["similarity_clause"] = like
-    clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
-    columns |= _by_clause(index, query, positions, among)
-    spelt = _Spelt(index, clauses)
-    columns["spelling_name"] = spelt.like(index.name_grams, positions)
-    columns["spelling_trigger"] = spelt.like(index.trigger_grams, positions)
-    return Evidence(positions, columns | _of_prompt(query, whole_prompt, among, len(positions)))
+
+class Search:
+    """What a library says of a prompt: each word is looked up once, for all its LoRAs."""
+
+    def __init__(
+        self,
+        index: Index,
+        query: Query,
+        usable: np.ndarray,
+        similarity: Similarity | None = None,
+    ) -> None:
+        """
+        Args:
+            usable: bool [LoRAs], those that tell how rare a word is: what others are called is no
+                matter.
+            similarity: to the prompt, in the index's order; None compares words alone.
+        """
+        size = len(index.entries)
+        self._index, self._query, self._similarity = index, query, similarity
+        self._rarity = rarity = _rarity_among(index, usable)
+        sums = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
+        tops = {field: np.zeros(size, np.float32) for field in _WORD_FIELDS}
+        all_text, rarest = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        found = [
+            (rarity(term.removeprefix(JOINED)), emphasis, posting)
+            for term, emphasis in query.terms()
+            if (posting := index.get(term)) is not None
+        ]
+        # The rarest come last, so that what is assigned last is the largest.
+        for value, emphasis, (positions, fields) in sorted(found, key=lambda each: each[0]):
+            all_text[positions] += value * emphasis
+            for field in _WORD_FIELDS:
+                at = positions[(fields & field) != 0]
+                sums[field][at] += value * emphasis
+                tops[field][at] = value
+            rarest[positions[(fields & TELLING) != 0]] = value
+        trigger, tag_phrases = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        for phrase, emphasis in query.phrases.items():
+            if (posting := index.get(phrase)) is not None:
+                positions, fields = posting
+                value = rarity(phrase) * emphasis
+                at = positions[(fields & TRIGGER_PHRASE) != 0]
+                trigger[at] = np.maximum(trigger[at], value)
+                tag_phrases[positions[(fields & TAG_PHRASE) != 0]] += value
+
+        self._whole_prompt = sum(map(rarity, query.words)) or 1.0
+        name = np.maximum(sums[NAME], sums[STEM])
+        shares = {
+            field: np.minimum(1.0, sums[field] / np.maximum(index.mass[field], 1e-6))
+            for field in index.mass
+        }
+        name_share = np.maximum(shares[NAME], shares[STEM])
+        focus = np.minimum(1.0, np.maximum(name, sums[TRIGGER]) / self._whole_prompt)
+        self._columns = {
+            "name": name,
+            "name_share": name_share,
+            "name_top": np.maximum(tops[NAME], tops[STEM]),
+            "trigger_words": sums[TRIGGER],
+            "trigger_share": shares[TRIGGER],
+            "first_trigger_share": shares[FIRST_TRIGGER],
+            "trigger_top": tops[TRIGGER],
+            "trigger": trigger,
+            "tags": sums[TAG],
+            "tag_top": tops[TAG],
+            "tag_share": shares[TAG],
+            "tag_phrases": tag_phrases,
+            "description": sums[DESCRIPTION],
+            "description_top": tops[DESCRIPTION],
+            "all_text": all_text,
+            "rarest": rarest,
+            "focus": focus,
+            "downloads": index.downloads,
+            "likes": index.likes,
+            "trigger_count": index.trigger_count,
+            "tag_count": index.tag_count,
+            "description_length": index.description_length,
+            "kind": index.kind,
+        }
+        self._by_words = (
+            name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
+        ) + 0.3 * sums[DESCRIPTION]
+        clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
+        self._spelt = _Spelt(index, clauses)
+
+    def among(self, some: np.ndarray, *, share: float = 1.0) -> Evidence:
+        """The candidates among some LoRAs, and what speaks for each.
+
+        Args:
+            some: bool [LoRAs].
+            share: of the usual number of candidates, in (0, 1].
+        """
+        index, query, similarity = self._index, self._query, self._similarity
+        chosen = np.zeros(len(some), bool)
+        for values, most in (
+            (self._by_words, BEST_BY_WORDS),
+            (self._columns["all_text"], BEST_BY_ALL_TEXT),
+            (index.downloads, BEST_BY_POPULARITY),
+        ):
+            above = np.where(some & (values > 0), values, math.nan)
+            chosen[largest(above, math.ceil(share * most))] = True
+        if similarity is not None:
+            chosen[similarity.nearest(some, math.ceil(share * BEST_BY_MEANING))] = True
+        positions = np.flatnonzero(chosen).astype(np.int32)
+        columns = {each: column[positions] for each, column in self._columns.items()}
+        like = (np.full(len(positions), math.nan, np.float32),) * 2
+        if similarity is not None:
+            like = similarity.of(positions)
+        columns["similarity"], columns["similarity_clause"] = like
+        columns |= _by_clause(index, query, positions, self._rarity)
+        columns["spelling_name"] = self._spelt.like(index.name_grams, positions)
+        columns["spelling_trigger"] = self._spelt.like(index.trigger_grams, positions)
+        of_prompt = _of_prompt(query, self._whole_prompt, self._rarity, len(positions))
+        return Evidence(positions, columns | of_prompt)
 
 
 def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats]:
@@ -184,52 +209,35 @@ def compare(columns: dict[str, Floats], library_size: float) -> dict[str, Floats
     return found
 
 
-class _Among:
-    """How telling a term is among the LoRAs that can be used: what others are called is no
-    matter."""
+def _rarity_among(index: Index, usable: np.ndarray) -> Callable[[str], float]:
+    """As `Index.rarity`, in [0, 1], among some LoRAs alone."""
+    entries = int(usable.sum())
 
-    def __init__(self, index: Index, usable: np.ndarray) -> None:
-        self._index, self._usable = index, usable
-        self._entries = int(usable.sum())
-        self._postings: dict[str, Posting | None] = {}
-        self._rarity: dict[str, float] = {}
+    @cache
+    def rarity(term: str) -> float:
+        count = 0
+        if (posting := index.get(term)) is not None:
+            positions, fields = posting
+            count = int(np.count_nonzero(usable[positions] & ((fields & TELLING) != 0)))
+        return rarity_of(term, count, entries)
 
-    def get(self, term: str) -> Posting | None:
-        """As `Index.get`, of those LoRAs alone; None where none of them has the term."""
-        if term not in self._postings:
-            self._postings[term] = self._get(term)
-        return self._postings[term]
-
-    def _get(self, term: str) -> Posting | None:
-        posting = self._index.get(term)
-        if posting is None or self._entries == len(self._usable):
-            return posting
-        positions, fields = posting
-        here = self._usable[positions]
-        return (positions[here], fields[here]) if here.any() else None
-
-    def rarity(self, term: str) -> float:
-        """As `Index.rarity`, in [0, 1]."""
-        known = self._rarity.get(term)
-        if known is None:
-            posting = self.get(term)
-            count = 0 if posting is None else int(np.count_nonzero(posting[1] & TELLING))
-            known = self._rarity[term] = rarity_of(term, count, self._entries)
-        return known
+    return rarity
 
 
-def _by_clause(index: Index, query: Query, positions: Indices, among: _Among) -> dict[str, Floats]:
+def _by_clause(
+    index: Index, query: Query, positions: Indices, rarity: Callable[[str], float]
+) -> dict[str, Floats]:
     """How well one clause of the prompt, the best one for each LoRA, is matched by name or
     trigger words: by its share, and by the rarity of what matches; how many others match that
     clause better, or as well and are more often downloaded; where it stands and how long it is."""
     terms = sorted({word for run in query.clauses for word in run if word in query.words})
     places = {term: place for place, term in enumerate(terms)}
-    rarity = np.array([among.rarity(term) for term in terms], np.float32)
+    rarities = np.array([rarity(term) for term in terms], np.float32)
     asked = np.zeros((len(query.clauses), len(terms)), np.float32)
     for row, run in enumerate(query.clauses):
         for word in run:
             if word in places:
-                asked[row, places[word]] = rarity[places[word]]
+                asked[row, places[word]] = rarities[places[word]]
     candidate = np.full(len(index.entries), -1, np.int32)
     candidate[positions] = np.arange(len(positions), dtype=np.int32)
     has = np.zeros((len(terms), len(positions)), np.float32)
@@ -312,14 +320,16 @@ def _counting(lengths: Indices) -> Indices:
     return np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
 
 
-def _of_prompt(query: Query, whole: float, among: _Among, count: int) -> dict[str, Floats]:
+def _of_prompt(
+    query: Query, whole: float, rarity: Callable[[str], float], count: int
+) -> dict[str, Floats]:
     """What the prompt is like, the same for every candidate."""
     clauses = max(1, len(query.clauses))
     values = {
         "prompt_words": len(query.words),
         "prompt_clauses": clauses,
         "prompt_rarity": whole,
-        "prompt_rarest": max(map(among.rarity, query.words), default=0.0),
+        "prompt_rarest": max(map(rarity, query.words), default=0.0),
         "prompt_quality": len(_QUALITY & query.words.keys()),
         "prompt_people": len(_PEOPLE & query.words.keys()),
         "prompt_prose": len(query.words) / clauses,

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..catalog.entries import LoraEntry
 from ..plan import Factor
-from .evidence import compare, gather
+from .evidence import Search, compare
 from .index import STYLE, Floats, Index, Indices
 from .matching import captions_value
 from .query import Query
@@ -132,10 +132,11 @@ def score(
     ranking = ranking or load_ranking()
     fit = np.array([fits[family] for family in index.families], np.float32)[index.family]
     parts, tables = [], []
-    for usable, share in ((fit > 0, 1.0), (fit <= 0, _OTHERS)):
-        if usable.any():
-            parts.append(part := gather(index, query, usable, similarity, share=share))
-            columns = compare(part.columns, float(usable.sum()))
+    search = Search(index, query, fit > 0, similarity)
+    for some, share in ((fit > 0, 1.0), (fit <= 0, _OTHERS)):
+        if some.any():
+            parts.append(part := search.among(some, share=share))
+            columns = compare(part.columns, float(some.sum()))
             tables.append(_table(columns, ranking.trees.columns))
     if not tables:
         none = np.zeros(0, np.float32)
