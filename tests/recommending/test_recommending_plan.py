@@ -614,7 +614,7 @@ def test_local_loras_take_the_places_first() -> None:
 
 
 def test_words_that_are_served_already_are_told_in_the_prompts_order() -> None:
-    words = "azure brass coral dune ember flint".split()
+    words = ["azure", "brass", "coral", "dune", "ember", "flint"]
     plan = plan_for(
         " ".join(words),
         lora("first", " ".join(words), title=" ".join(reversed(words))),
