@@ -11,7 +11,7 @@ import numpy as np
 from ..core.catalog import lora_fit
 from ..core.embedding import Encoder
 from ..core.prompting import analyze
-from ..core.recommending.evidence import gather
+from ..core.recommending.evidence import Search
 from ..core.recommending.index import Floats, Index
 from ..core.recommending.query import Query, read_query
 from ..core.recommending.vectors import Alignment, LoraVectors, Similarity, telling_parts, texts_of
@@ -158,7 +158,7 @@ def examples(data: Data, aligned: Callable[[Prompt], Alignment]) -> Iterator[Exa
             there = _some(usable, fitting, chance) if small else usable
             if not there.any():
                 continue
-            positions, columns = gather(data.library, prompt.query, there, like)
+            positions, columns = Search(data.library, prompt.query, there, like).among(there)
             yield Example(
                 prompt,
                 {name: each.astype(np.float16) for name, each in columns.items()},

@@ -1,6 +1,6 @@
 """What speaks for each LoRA: the candidates for a prompt, and one number a column for each.
 
-`gather` looks everything up in the index; `compare` adds how each candidate stands among the
+`Search` looks everything up in the index; `compare` adds how each candidate stands among the
 others. ranking.json was fitted on just these columns, and names the factor that each belongs to.
 """
 
@@ -64,21 +64,9 @@ class Evidence(NamedTuple):
     """A value for each candidate; NaN where nothing says."""
 
 
-def gather(
-    index: Index, query: Query, usable: np.ndarray, similarity: Similarity | None = None
-) -> Evidence:
-    """The LoRAs that may fit, found by words, by spelling out of all text, by meaning and by
-    popularity, and what speaks for each.
-
-    Args:
-        usable: bool [LoRAs]; the others are no candidates.
-        similarity: to the prompt, in the index's order; None compares words alone.
-    """
-    return Search(index, query, usable, similarity).among(usable)
-
-
 class Search:
-    """What a library says of a prompt: each word is looked up once, for all its LoRAs."""
+    """The LoRAs that may fit a prompt, found by words, by spelling out of all text, by meaning and
+    by popularity, and what speaks for each. Every word is looked up once, for all LoRAs."""
 
     def __init__(
         self,
