@@ -142,9 +142,8 @@ class Search:
             "description_length": index.description_length,
             "kind": index.kind,
         }
-        self._by_words = (
-            name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
-        ) + 0.3 * sums[DESCRIPTION]
+        short = name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
+        self._by_words = short + 0.3 * sums[DESCRIPTION]
         clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
         self._spelt = _Spelt(index, clauses)
 

@@ -61,9 +61,9 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
     for word in [word for tag in tags for word in tag]:
         if word not in STOPWORDS:
             worth[word] = _TAG_WORTH * rarity(word)
+    own = trigger_words | name_words
     # In the prompt's order: sets have another in each process, and people read these.
-    for word in (word for word in query.words if word in trigger_words | name_words):
-        worth[word] = rarity(word)
+    worth |= {word: rarity(word) for clause in query.clauses for word in clause if word in own}
     details = {
         "trigger": _listed(
             t.text for t in sorted(triggers, key=lambda t: -rarity(" ".join(t.words)))
@@ -72,7 +72,7 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
         "name": _rarest(name_words, rarity),
         "tags": _rarest({" ".join(tag) for tag in tags}, rarity),
         "description": _rarest(read_description(entry) & query.words.keys(), rarity),
-        "rarity": _rarest(trigger_words | name_words, rarity, 1),
+        "rarity": _rarest(own, rarity, 1),
     }
     return Match(
         text=text,
