@@ -9,6 +9,10 @@ import numpy as np
 
 from .index import Floats, Indices
 
+_AT_ONCE = 32
+"""Rows answered together. What all trees hold of more of them leaves the processor's cache, and
+takes twice as long a row (measured with 960 trees)."""
+
 
 class Trees(NamedTuple):
     """All nodes of all trees in one list. In a leaf one goes left, to the leaf itself."""
@@ -46,8 +50,12 @@ class Trees(NamedTuple):
     def answer(self, table: Floats) -> np.ndarray:
         """The sum of all trees' answers, float64 [rows], for float32 [rows, columns]."""
         values = _twice(table)
-        first = (np.arange(len(table), dtype=np.int32) * values.shape[1])[:, None]
-        at = np.broadcast_to(self.roots, (len(table), len(self.roots)))
+        some = range(0, max(1, len(table)), _AT_ONCE)
+        return np.concatenate([self._answer(values[at : at + _AT_ONCE]) for at in some])
+
+    def _answer(self, values: Floats) -> np.ndarray:
+        first = (np.arange(len(values), dtype=np.int32) * values.shape[1])[:, None]
+        at = np.broadcast_to(self.roots, (len(values), len(self.roots)))
         for _ in range(self.depth):
             at = self._next(at, values.take(first + self.column.take(at)))
         return self.value.take(at).astype(np.float64).sum(1)
