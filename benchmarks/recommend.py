@@ -9,7 +9,7 @@ import statistics
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,12 @@ from ..core.catalog import (
 from ..core.catalog.digest import weight_in_words
 from ..core.embedding import Encoder, Opened, Vectors, model_folder, open_encoder
 from ..core.limits import MIN_CONFIDENCE
-from ..core.plan import FileRef, PromptAnalysis
+from ..core.plan import FileRef
 from ..core.prompting import analyze
 from ..core.recommending import recommend
 from ..core.recommending.index import Index, index_of, read_description, read_entry
 from ..core.recommending.meaning import Meaning
-from ..core.recommending.query import read_query
+from ..core.recommending.query import Query, read_query
 from ..core.recommending.recommender import intent_factor
 from ..core.recommending.scoring import RANKING, Ranking, load_ranking, score
 from ..core.recommending.strengths import strength_for
@@ -76,6 +76,9 @@ class Answer(NamedTuple):
 def main(argv: list[str]) -> dict[str, Any]:
     """Measure the recommender on real pairs of prompt and LoRA, one JSON object a line.
 
+    Where a pair says which checkpoint was used, the recommender knows it, as it does in ComfyUI
+    for a model that HubModelLoader loaded; --prompt-alone takes that away.
+
     `predict` writes one answer a pair, made by the code that LoRARecommender runs. `compare`
     tells how often a LoRA that was used is among the first three, ours beside BM25 over all
     text, the cosine of MiniLM, the fusion of both and requirement 2.9's formula, with the 95 %
@@ -91,6 +94,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--field", choices=("prompt", "prompt_wo_triggers"), default="prompt")
     parser.add_argument("--out", type=Path, help="where predict writes its answers")
+    parser.add_argument("--prompt-alone", action="store_true", help="no checkpoint is known")
     parser.add_argument("--words-only", action="store_true", help="without the embedding model")
     parser.add_argument("--crossed", type=Path, help="recommend_fit's --folds: no LoRA seen")
     parser.add_argument("--most", type=int, help="take this many pairs, evenly spread")
@@ -103,6 +107,8 @@ def main(argv: list[str]) -> dict[str, Any]:
     pairs = lines(options.pairs)
     if options.most is not None:
         pairs = pairs[:: max(1, len(pairs) // options.most)][: options.most]
+    if options.prompt_alone:
+        pairs = [{**pair, "checkpoint": None} for pair in pairs]
     if not rows or not pairs:
         parser.error("--library and --pairs must each hold a line or more")
     said = {"action": options.action, "field": options.field}
@@ -245,24 +251,33 @@ def model_of(row: Row) -> object:
     return row["id"] if row["model_id"] is None else row["model_id"]
 
 
-def answer(text: str, family: str, setup: Setup, fitted: Fitted) -> Answer:
+def answer(pair: Row, field: str, setup: Setup, fitted: Fitted) -> Answer:
     """What LoRARecommender would say of a prompt, and what it ranks behind that.
 
     Args:
-        text: the prompt.
-        family: of the model, as the data calls it.
+        pair: with the prompt, the model's family as the data calls it and, where it is known,
+            what the checkpoint's file is called.
+        field: how the prompt is written.
         fitted: one of `setup.fitted`.
     """
+    text = pair[field]
     library, ids = setup.library, setup.ids
     if not text.strip():  # nothing but trigger words: the node refuses it
         return Answer((), 0, 0.0)
-    family = family_named(family)
+    family = family_named(pair["family"])
+    checkpoint = pair.get("checkpoint") or ""
     started = time.perf_counter()
     analysis = analyze(text)
     ranking, meaning = fitted
-    like = meaning.similarity(library, analysis.clauses) if meaning else None
+    like = meaning.similarity(library, analysis.clauses, checkpoint) if meaning else None
     plan = recommend(
-        analysis, library, family=family, fit=lora_fit, similarity=like, ranking=ranking
+        analysis,
+        library,
+        family=family,
+        fit=lora_fit,
+        checkpoint=checkpoint,
+        similarity=like,
+        ranking=ranking,
     )
     seconds = time.perf_counter() - started
     named = {entry.file.name: id for entry, id in zip(library.entries, ids, strict=True)}
@@ -272,7 +287,9 @@ def answer(text: str, family: str, setup: Setup, fitted: Fitted) -> Answer:
     }
     recommended = len(ranked)
     index = index_of(library)
-    for position, confidence in _scored(analysis, index, family, like, ranking):
+    query = read_query(analysis.clauses, checkpoint)
+    intent = intent_factor(analysis.intent)
+    for position, confidence in _scored(query, intent, index, family, like, ranking):
         if len(ranked) >= RANKED:
             break
         weight = index.entries[position].recommended_weight
@@ -282,7 +299,8 @@ def answer(text: str, family: str, setup: Setup, fitted: Fitted) -> Answer:
 
 
 def _scored(
-    analysis: PromptAnalysis,
+    query: Query,
+    intent: Callable[[LoraEntry], float],
     index: Index,
     family: str,
     like: Similarity | None,
@@ -290,14 +308,7 @@ def _scored(
 ) -> Iterable[tuple[int, float]]:
     # Rows without a family are never recommended, but a file's tensors would tell it.
     fits = {e: 1.0 if e == "unknown" else lora_fit(e, family) for e in index.families}
-    scores = score(
-        index,
-        read_query(analysis.clauses),
-        fits,
-        intent_factor(analysis.intent),
-        similarity=like,
-        ranking=ranking,
-    )
+    scores = score(index, query, fits, intent, similarity=like, ranking=ranking)
     for position, confidence in zip(scores.positions, scores.confidence, strict=True):
         if fits[index.entries[position].family] > 0:
             yield int(position), float(confidence)
@@ -319,7 +330,7 @@ def _predict(
     of_id = {row["id"]: row for row in rows}
     with out.open("w", encoding="utf-8", newline="\n") as file:
         for pair in pairs:
-            said = answer(pair[field], pair["family"], setup, _fitted_for(pair, of_id, setup))
+            said = answer(pair, field, setup, _fitted_for(pair, of_id, setup))
             line = {
                 "id": pair["id"],
                 "ranked": [one._asdict() for one in said.ranked],
@@ -332,8 +343,9 @@ def _predict(
 
 def _without(rows: Sequence[Row], prompts: Sequence[Row], setup: Setup) -> dict[str, Any]:
     of_id = {row["id"]: row for row in rows}
-    asked = [{**row, "targets": []} for row in prompts if row["kind"] == "user_prompt"]
-    said = [answer(row["prompt"], "sd15", setup, _fitted_for(row, of_id, setup)) for row in asked]
+    alone = {"family": "sd15", "targets": []}
+    asked = [{**row, **alone} for row in prompts if row["kind"] == "user_prompt"]
+    said = [answer(row, "prompt", setup, _fitted_for(row, of_id, setup)) for row in asked]
     surest = [max((r.confidence for r in a.ranked[: a.recommended]), default=0.0) for a in said]
     return {
         "prompts": len(said),
@@ -400,7 +412,7 @@ def _compare(rows: Sequence[Row], pairs: Sequence[Row], field: str, setup: Setup
     for pair in pairs:
         text, family = pair[field], family_named(pair["family"])
         used = {models[t["lora_id"]] for t in pair["targets"] if t["lora_id"] in models}
-        said = answer(text, pair["family"], setup, _fitted_for(pair, of_id, setup))
+        said = answer(pair, field, setup, _fitted_for(pair, of_id, setup))
         if family not in usable:
             usable[family] = {
                 position
@@ -469,9 +481,7 @@ def _scale(
         started = time.perf_counter()
         setup = set_up(many, words_only=words_only, crossed=None)
         built = time.perf_counter() - started
-        taken = [
-            answer(pair[field], pair["family"], setup, setup.fitted[0]).seconds for pair in pairs
-        ]
+        taken = [answer(pair, field, setup, setup.fitted[0]).seconds for pair in pairs]
         out[str(size)] = {
             "build_seconds": round(built, 2),
             "index_megabytes": round(index_of(setup.library).bytes() / 1e6, 1),

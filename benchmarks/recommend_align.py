@@ -35,11 +35,13 @@ NEVER = -1e4
 
 def align(data: Data, left_out: frozenset[int]) -> Alignment:
     """The maps under which the LoRAs that were used with a prompt are nearer to it than all others
-    of the library, by the sum of the cosines to the whole prompt and to its nearest clause.
+    of the library, by the mean of the cosines to the whole prompt and to its nearest clause, and
+    by how far they lie towards what is used with the checkpoint.
 
-    They start from the encoder's own vectors. The loss is InfoNCE (van den Oord and others, 2018)
-    with every LoRA of the library as a negative; all versions of the models that were used are
-    right together, and what would have fitted as well is neither right nor wrong.
+    They start from the encoder's own vectors, the checkpoint's from nothing. The loss is InfoNCE
+    (van den Oord and others, 2018) with every LoRA of the library as a negative; all versions of
+    the models that were used are right together, and what would have fitted as well is neither
+    right nor wrong.
 
     Args:
         left_out: folds of LoRAs that are not seen, as answers or as wrong answers.
@@ -63,7 +65,8 @@ def align(data: Data, left_out: frozenset[int]) -> Alignment:
             f"{FEWEST} are needed to fit on. Give more pairs."
         )
     at_once = min(AT_ONCE, len(prompts) // FEWEST)
-    start = torch.stack([weight * torch.eye(DIMENSIONS) for weight in (1.0, 1.0, DESCRIBED)])
+    weights = (1.0, 1.0, DESCRIBED, 0.0)
+    start = torch.stack([weight * torch.eye(DIMENSIONS) for weight in weights])
     maps = start.clone().requires_grad_()
     sharpness = torch.tensor(math.log(SHARPNESS), requires_grad=True)
     steps = EPOCHS * (len(prompts) // at_once)
@@ -75,9 +78,11 @@ def align(data: Data, left_out: frozenset[int]) -> Alignment:
     for step in range(steps):
         epoch, at = divmod(step, steps // EPOCHS)
         some = [prompts[place] for place in orders[epoch][at * at_once : (at + 1) * at_once]]
-        prompt, name, description = maps
+        prompt, name, description, checkpoint = maps
         loras = normalize(names @ name + descriptions @ description, dim=1)
-        logits = sharpness.exp() * _nearness(some, prompt, loras)
+        called = torch.from_numpy(np.stack([data.checkpoints[one.checkpoint] for one in some]))
+        pull = called @ checkpoint @ loras.T
+        logits = sharpness.exp() * (_nearness(some, prompt, loras) + pull)
         used, fitting = (
             torch.from_numpy(np.stack([np.isin(models, list(each)) for each in columns]))
             for columns in zip(*((one.used, one.fitting) for one in some), strict=True)
@@ -90,7 +95,7 @@ def align(data: Data, left_out: frozenset[int]) -> Alignment:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        prompt, name, description = maps
+        _, name, description, _ = maps
         loras = normalize(names @ name + descriptions @ description, dim=1)
         # Turned so that the directions in which LoRAs differ most come first: cosines stay.
         turn = torch.linalg.eigh(loras.T @ loras).eigenvectors.flip(1)

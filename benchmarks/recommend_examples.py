@@ -14,13 +14,22 @@ from ..core.prompting import analyze
 from ..core.recommending.evidence import Search
 from ..core.recommending.index import Floats, Index
 from ..core.recommending.query import Query, read_query
-from ..core.recommending.vectors import Alignment, LoraVectors, Similarity, telling_parts, texts_of
+from ..core.recommending.text import called, spelt_out
+from ..core.recommending.vectors import (
+    Alignment,
+    LoraVectors,
+    Similarity,
+    telling_parts,
+    texts_of,
+)
 from .recommend import FOLDS, Row, entry_of, family_named, fold_of, model_of
 
 FIELDS = ("prompt", "prompt_wo_triggers")
 SMALL = (3, 800)
 """Every prompt is also asked of a library of so many LoRAs, drawn at random: most people have few,
 and of few most fit no prompt."""
+KNOWN = 0.75
+"""How often a prompt that is fitted on is shown with a checkpoint."""
 ANSWERED = 0.35
 """How often the LoRAs that were used are in that small library."""
 
@@ -39,6 +48,8 @@ class Prompt(NamedTuple):
     """None where nothing is left without its trigger words: nobody can tell."""
     encoded: Floats
     """[1 + clauses, encoder's dimensions], before alignment."""
+    checkpoint: str
+    """What its file is called; empty where that is not known."""
     used: frozenset[int]
     """Numbers of the models that were used; none where it needs no LoRA."""
     fitting: frozenset[int]
@@ -59,6 +70,8 @@ class Data(NamedTuple):
     """[models]"""
     usable: Mapping[str, np.ndarray]
     """bool [LoRAs], by family of the checkpoint."""
+    checkpoints: Mapping[str, Floats]
+    """[encoder's dimensions] of what checkpoints are called; zeros for an empty name."""
     prompts: Sequence[Prompt]
 
 
@@ -116,10 +129,12 @@ def read_data(
                     family=pair["family"],
                     query=read_query(clauses) if clauses else None,
                     encoded=encoder.encode_parts(telling_parts(clauses)),
+                    checkpoint=pair.get("checkpoint") or "",
                     used=frozenset(numbers[target] for target in targets),
                     fitting=frozenset(numbers[each] for each in accepted if each in numbers),
                 )
             )
+    names = sorted({prompt.checkpoint for prompt in prompts} | {""})
     return Data(
         library=index,
         names=encoder.encode([each.name for each in texts]),
@@ -127,20 +142,27 @@ def read_data(
         models=np.array([numbers[model] for model in models]),
         folds=np.array([fold_of(model) for model in numbers]),
         usable={family: _usable(index, family) for family in families},
+        checkpoints=dict(
+            zip(names, encoder.encode([spelt_out(each) for each in names]), strict=True)
+        ),
         prompts=prompts,
     )
 
 
-def examples(data: Data, aligned: Callable[[Prompt], Alignment]) -> Iterator[Example]:
+def examples(
+    data: Data, aligned: Callable[[Prompt], Alignment], measured: int | None = None
+) -> Iterator[Example]:
     """Each prompt with its candidates, of the whole library and of a small one.
 
     Args:
         aligned: the alignment that a prompt is compared by; the same object for all that share it.
+        measured: the fold that is measured on. All other prompts may get a checkpoint or lose it.
     """
+    drawn = _drawn(data, np.random.RandomState(1))
     chance = np.random.RandomState(0)
     # With the alignment, so that it lives as long as its number stands for it.
     known: dict[int, tuple[Alignment, LoraVectors]] = {}
-    for prompt in data.prompts:
+    for prompt, other in zip(data.prompts, drawn, strict=True):
         if prompt.query is None:
             none = np.zeros(0, bool)
             yield Example(prompt, {}, none.astype(int), none, none, 0, False)
@@ -150,7 +172,10 @@ def examples(data: Data, aligned: Callable[[Prompt], Alignment]) -> Iterator[Exa
             loras = alignment.of_loras(data.names, data.descriptions)
             known[id(alignment)] = alignment, LoraVectors.of(loras.astype(np.float16))
         asked = alignment.of_prompt(prompt.encoded)
-        like = Similarity(asked, known[id(alignment)][1]) if asked.any() else None
+        checkpoint = prompt.checkpoint if prompt.fold == measured and prompt.used else other
+        query = prompt.query._replace(checkpoint=called(checkpoint))
+        pull = alignment.of_checkpoint(data.checkpoints[checkpoint]) if checkpoint else None
+        like = Similarity(asked, known[id(alignment)][1], pull) if asked.any() else None
         used = np.isin(data.models, list(prompt.used))
         fitting = np.isin(data.models, list(prompt.fitting))
         usable = data.usable[prompt.family]
@@ -158,7 +183,7 @@ def examples(data: Data, aligned: Callable[[Prompt], Alignment]) -> Iterator[Exa
             there = _some(usable, fitting, chance) if small else usable
             if not there.any():
                 continue
-            positions, columns = Search(data.library, prompt.query, there, like).among(there)
+            positions, columns = Search(data.library, query, there, like).among(there)
             yield Example(
                 prompt,
                 {name: each.astype(np.float16) for name, each in columns.items()},
@@ -168,6 +193,20 @@ def examples(data: Data, aligned: Callable[[Prompt], Alignment]) -> Iterator[Exa
                 int(there.sum()),
                 small,
             )
+
+
+def _drawn(data: Data, chance: np.random.RandomState) -> list[str]:
+    """A checkpoint for each prompt, its own where it says one, left out as often of all: whether
+    one is known tells where a prompt was collected, and must not tell whether it needs a LoRA."""
+    others: dict[str, list[str]] = {}
+    for prompt in data.prompts:
+        if prompt.checkpoint:
+            others.setdefault(prompt.family, []).append(prompt.checkpoint)
+    found: list[str] = []
+    for prompt in data.prompts:
+        own = [prompt.checkpoint] if prompt.checkpoint else others.get(prompt.family, [""])
+        found.append(own[chance.randint(len(own))] if chance.rand() < KNOWN else "")
+    return found
 
 
 def _usable(index: Index, family: str) -> np.ndarray:

@@ -320,6 +320,13 @@ class ModelInfo(PlanObject):
         return next((part for part in self.parts if part.role == role), None)
 
     @property
+    def checkpoint(self) -> str:
+        """Name of the file that the diffusion model was loaded from; empty when another loader
+        made it."""
+        part = self.part("diffusion_model")
+        return part.files[0].name if part and part.files else ""
+
+    @property
     def files(self) -> tuple[FileRef, ...]:
         """Every file the model was loaded from, each once."""
         return tuple(dict.fromkeys(file for part in self.parts for file in part.files))

@@ -144,6 +144,12 @@ def test_random_floats_and_seeds_survive() -> None:
         assert GenerationPlan.from_json(plan.to_json()) == plan
 
 
+def test_a_model_tells_which_file_it_came_from() -> None:
+    model = generation().plan.model
+    assert model.checkpoint == "stile/tinte ü.safetensors"
+    assert model.model_copy(update={"parts": ()}).checkpoint == ""
+
+
 def test_objects_cannot_be_changed_and_can_be_hashed() -> None:
     record = generation()
     with pytest.raises(ValidationError):

@@ -50,7 +50,7 @@ _PEOPLE = frozenset({"1girl", "girl", "woman", "1boy", "boy", "man"})
 COMPARED = (
     "name", "trigger_words", "trigger", "tags", "tag_phrases", "description", "all_text", "rarest",
     "focus", "clause", "spelling_name", "spelling_trigger", "similarity", "similarity_clause",
-    "downloads",
+    "downloads", "checkpoint",
 )  # fmt: skip
 """Columns by which candidates are compared with one another."""
 
@@ -142,6 +142,7 @@ class Search:
             "description_length": index.description_length,
             "kind": index.kind,
         }
+        self._columns |= _of_checkpoint(index, query, usable)
         short = name + sums[TRIGGER] + 2.0 * trigger + 0.5 * sums[TAG] + focus + name_share
         self._by_words = short + 0.3 * sums[DESCRIPTION]
         clauses = [" ".join(run)[:_CLAUSE_LETTERS] for run in query.clauses[:_MOST_CLAUSES]]
@@ -167,10 +168,11 @@ class Search:
             chosen[similarity.nearest(some, math.ceil(share * BEST_BY_MEANING))] = True
         positions = np.flatnonzero(chosen).astype(np.int32)
         columns = {each: column[positions] for each, column in self._columns.items()}
-        like = (np.full(len(positions), math.nan, np.float32),) * 2
+        unknown = np.full(len(positions), math.nan, np.float32)
+        columns |= dict.fromkeys(("similarity", "similarity_clause", "checkpoint_meaning"), unknown)
         if similarity is not None:
-            like = similarity.of(positions)
-        columns["similarity"], columns["similarity_clause"] = like
+            columns["similarity"], columns["similarity_clause"] = similarity.of(positions)
+            columns["checkpoint_meaning"] = similarity.of_checkpoint(positions)
         columns |= _by_clause(index, query, positions, self._rarity)
         columns["spelling_name"] = self._spelt.like(index.name_grams, positions)
         columns["spelling_trigger"] = self._spelt.like(index.trigger_grams, positions)
@@ -260,6 +262,25 @@ def _by_clause(
         "matched_words": has.sum(0),
         "matched_clauses": (matched > 0).sum(0).astype(np.float32),
     }
+
+
+def _of_checkpoint(index: Index, query: Query, usable: np.ndarray) -> dict[str, Floats]:
+    """Whether an author speaks of the checkpoint: what it is called, by how few of the usable
+    LoRAs' descriptions say so, summed and at most."""
+    start = 0.0 if query.checkpoint else math.nan
+    found = {
+        name: np.full(len(index.entries), start, np.float32)
+        for name in ("checkpoint", "checkpoint_top")
+    }
+    size = int(usable.sum())
+    for term in query.checkpoint:
+        if (posting := index.get(term)) is not None:
+            positions, fields = posting
+            at = positions[(fields & DESCRIPTION) != 0]
+            value = math.log((size + 1) / (1 + int(usable[at].sum()))) / RARITY_SCALE
+            found["checkpoint"][at] += value
+            found["checkpoint_top"][at] = np.maximum(found["checkpoint_top"][at], value)
+    return found
 
 
 class _Spelt:

@@ -62,6 +62,7 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
         if word not in STOPWORDS:
             worth[word] = _TAG_WORTH * rarity(word)
     own = trigger_words | name_words
+    said = read_description(entry)
     # In the prompt's order: sets have another in each process, and people read these.
     worth |= {word: rarity(word) for clause in query.clauses for word in clause if word in own}
     details = {
@@ -71,7 +72,8 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
         "trigger_share": _rarest(trigger_words, rarity),
         "name": _rarest(name_words, rarity),
         "tags": _rarest({" ".join(tag) for tag in tags}, rarity),
-        "description": _rarest(read_description(entry) & query.words.keys(), rarity),
+        "description": _rarest(said & query.words.keys(), rarity),
+        "checkpoint": _rarest(said & query.checkpoint, rarity),
         "rarity": _rarest(own, rarity, 1),
     }
     return Match(

@@ -22,6 +22,7 @@ from ..filelock import one_writer
 from ..plan import Clause, Notice
 from .index import Floats
 from .keeping import Kept
+from .text import spelt_out
 from .vectors import (
     Alignment,
     Halves,
@@ -54,8 +55,9 @@ class VectorFile:
 
     def __init__(self, path: Path, aligned: Alignment) -> None:
         self._path = path
-        width = aligned.prompt.shape[1]
-        self._head = _digest(*(part.astype(np.float32).tobytes() for part in aligned))
+        width = aligned.name.shape[1]
+        of_loras = (aligned.name, aligned.description)
+        self._head = _digest(*(part.astype(np.float32).tobytes() for part in of_loras))
         self._record = np.dtype([("digest", f"V{_DIGEST}"), ("vector", np.float16, width)])
         self._places: dict[bytes, int] = {}
         """Of each known digest, its record in the file."""
@@ -175,6 +177,8 @@ class Meaning:
         self._thread: threading.Thread | None = None
         self._complete: Kept[bool] = Kept()
         """The libraries whose vectors are all made."""
+        self._checkpoint: tuple[str, Floats | None] = ("", None)
+        """The latest checkpoint's name and vector."""
         self._stop = threading.Event()
         self._status = MeaningStatus("not started", 0, 0)
         self._asked_early = False
@@ -194,12 +198,14 @@ class Meaning:
         self,
         library: LoraLibrary,
         clauses: Sequence[Clause],
+        checkpoint: str = "",
         check: Callable[[], object] = lambda: None,
     ) -> Similarity | None:
         """How near each LoRA is to the prompt, in the library's order; None where words alone
         decide. Starts to make the vectors that are missing.
 
         Args:
+            checkpoint: the stem of its file's name; empty where it is not known.
             check: called while waiting; what it raises ends the wait.
         """
         self.start(library)
@@ -216,7 +222,8 @@ class Meaning:
         if encoder is None or file is None or not len(file) or not parts:
             return None
         asked = self._read_alignment().of_prompt(encoder.encode_parts(parts))
-        return Similarity(asked, self._vectors(library, file))
+        named = self._of_checkpoint(checkpoint, encoder)
+        return Similarity(asked, self._vectors(library, file), named)
 
     def start(self, library: LoraLibrary) -> None:
         """Make the vectors that the library lacks, in the background."""
@@ -282,6 +289,18 @@ class Meaning:
     def _say(self, state: _State, done: int, total: int, problem: str = "") -> None:
         with self._lock:
             self._status = MeaningStatus(state, done, total, problem)
+
+    def _of_checkpoint(self, checkpoint: str, encoder: Encoder) -> Floats | None:
+        """Its vector; kept, as one prompt after the other is for the same checkpoint."""
+        if not (text := spelt_out(checkpoint)):
+            return None
+        with self._lock:
+            name, vector = self._checkpoint
+        if vector is None or name != text:
+            vector = self._read_alignment().of_checkpoint(encoder.encode([text])[0])
+            with self._lock:
+                self._checkpoint = text, vector
+        return vector
 
     def _vectors(self, library: LoraLibrary, file: VectorFile) -> LoraVectors:
         """The vectors of the library's LoRAs."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..plan import Clause
 from .index import JOINED, MAX_PHRASE, joined
-from .text import STOPWORDS, words
+from .text import STOPWORDS, called, words
 
 MAX_QUERY_WORDS = 2000
 """Words of the prompt that are read, from its start."""
@@ -25,6 +25,8 @@ class Query(NamedTuple):
     """Neighbouring words written as one, likewise."""
     phrases: dict[str, float]
     """Each run of 1 to MAX_PHRASE words within a clause, likewise."""
+    checkpoint: frozenset[str] = frozenset()
+    """What the checkpoint may be called in a description; nothing where it is not known."""
 
     def terms(self) -> Iterator[tuple[str, float]]:
         """The words, and neighbouring words written as one, with their emphasis: what is looked
@@ -35,9 +37,14 @@ class Query(NamedTuple):
         yield from self.joined.items()
 
 
-def read_query(clauses: Sequence[Clause]) -> Query:
-    """The terms of a prompt's clauses. Emphasis counts from 0 to 1.5."""
-    query = Query(tuple(words(clause.text) for clause in clauses), {}, {}, {})
+def read_query(clauses: Sequence[Clause], checkpoint: str = "") -> Query:
+    """The terms of a prompt's clauses. Emphasis counts from 0 to 1.5.
+
+    Args:
+        checkpoint: the stem of its file's name; empty where it is not known.
+    """
+    runs = tuple(words(clause.text) for clause in clauses)
+    query = Query(runs, {}, {}, {}, called(checkpoint))
     left = MAX_QUERY_WORDS
     for clause, run in zip(clauses, query.clauses, strict=True):
         run = run[:left]

@@ -104,6 +104,7 @@ def recommend(
     *,
     family: str,
     fit: Callable[[str, str], float],
+    checkpoint: str = "",
     settings: RecommendSettings = _DEFAULTS,
     user_loras: Sequence[UserLora] = (),
     remote: Mapping[FileRef, RemoteLora] = _ALL_LOCAL,
@@ -121,6 +122,8 @@ def recommend(
         library: the LoRA files there are.
         family: the model's family id. For `unknown` nothing is recommended.
         fit: `fit(lora_family, model_family)` in [0, 1]; 0 means it cannot be applied.
+        checkpoint: the stem of the file that the model was loaded from; empty where it is not
+            known.
         settings: the user's limits.
         user_loras: the user's own choices, in order.
         remote: the entries of the library that are not on this machine, by their file, with where
@@ -134,7 +137,7 @@ def recommend(
             sexual context.
     """
     index = index_of(library)
-    query = read_query(analysis.clauses)
+    query = read_query(analysis.clauses, checkpoint)
     fits = {each: min(1.0, max(0.0, fit(each, family))) for each in index.families}
     users = [_user_candidate(lora, family, fit, query, index) for lora in user_loras]
     report = _Report()

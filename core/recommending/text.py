@@ -22,6 +22,8 @@ _UNSPACED = re.compile(
 )
 _POSSESSIVE = re.compile(r"['\u2019]s\b")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_LETTERS_OR_DIGITS = re.compile(r"[^\W\d_]+|\d+")
+_AFTER_NUMBER = re.compile(r"(?<=\d)(?=[^\W\d_])")
 _TRAILING_NUMBER = re.compile(r"(?<=[^\W\d_]{3})\d+$")
 COUNTING: dict[str, Any] = _LISTS["counting"]
 """Words that count people: `people`, `numbers` and `groups` with how many each means."""
@@ -82,6 +84,21 @@ def name_words(name: str, family: str = "") -> tuple[str, ...]:
                 if word not in noise and not _VERSION.fullmatch(word):
                     found.append(word)
     return tuple(found)
+
+
+def called(stem: str) -> frozenset[str]:
+    """What a file may be called in running text, by the stem of its name: of `AOM3_pruned` it is
+    `aom3` and `aom`, of `revAnimated_v122` `revanimated`, `rev` and `animated`."""
+    runs = _RUN.findall(stem.replace("_", " "))
+    parts = [part for run in runs for part in _CAMEL.sub(" ", _AFTER_NUMBER.sub(" ", run)).split()]
+    plain = [_TRAILING_NUMBER.sub("", part) for part in (*runs, *parts)]
+    found = {word for part in (*runs, *parts, *plain) for word in words(part)}
+    return frozenset(w for w in found - _NAME_NOISE if len(w) > 2 and not _VERSION.fullmatch(w))
+
+
+def spelt_out(stem: str) -> str:
+    """The stem of a file's name as a text to encode: `revAnimated_v122` is `rev Animated v 122`."""
+    return " ".join(_LETTERS_OR_DIGITS.findall(_CAMEL.sub(" ", stem)))
 
 
 def pieces(trigger: str) -> tuple[str, ...]:

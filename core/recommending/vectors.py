@@ -26,6 +26,8 @@ _MAX_TAGS = 12
 _MAX_DESCRIPTION = 300
 _ROUGH = 96
 """Numbers of a vector, the most telling ones, by which a library is searched first."""
+_PULL = 2.0
+"""Of the checkpoint, beside the sum of two cosines: it is fitted beside their mean."""
 _LOOKED_AT = 5
 """How many times as many LoRAs as are wanted are then compared by whole vectors."""
 
@@ -87,6 +89,9 @@ class Alignment(NamedTuple):
     """Likewise, for `Texts.name`."""
     description: Floats
     """Likewise, for `Texts.description`."""
+    checkpoint: Floats
+    """Likewise, for what a checkpoint is called: towards the LoRAs that are used with checkpoints
+    of such names."""
 
     def of_prompt(self, encoded: Floats) -> Floats:
         """Unit vectors [texts, n] of a prompt and its clauses; zeros stay zeros."""
@@ -95,6 +100,10 @@ class Alignment(NamedTuple):
     def of_loras(self, names: Floats, descriptions: Floats) -> Floats:
         """Unit vectors [LoRAs, n], one for both texts; zeros stand for an empty text."""
         return _unit(product(names, self.name) + product(descriptions, self.description))
+
+    def of_checkpoint(self, encoded: Floats) -> Floats:
+        """[n], of one checkpoint's name; not of unit length, as some names tell more."""
+        return product(encoded[None], self.checkpoint)[0]
 
 
 def read_alignment(path: Path) -> Alignment:
@@ -137,13 +146,23 @@ class Similarity(NamedTuple):
     asked: Floats
     """[1 + clauses, n], of the prompt as a whole, then of its clauses, one or more."""
     loras: LoraVectors
+    checkpoint: Floats | None = None
+    """[n], as `Alignment.of_checkpoint` gives it; None where its name is not known."""
 
     def of(self, positions: Indices) -> tuple[Floats, Floats]:
         """Cosines of some LoRAs to the prompt as a whole, and to the nearest of its clauses."""
         return _cosines(self.loras.whole[positions].astype(np.float32), self.asked)
 
+    def of_checkpoint(self, positions: Indices) -> Floats:
+        """How far some LoRAs lie towards those that are used with checkpoints of such names."""
+        if self.checkpoint is None:
+            return np.full(len(positions), np.nan, np.float32)
+        loras = self.loras.whole[positions].astype(np.float32)
+        return product(loras, self.checkpoint[:, None])[:, 0]
+
     def nearest(self, usable: np.ndarray, most: int) -> Indices:
-        """The usable LoRAs nearest to the prompt and to one of its clauses, by the sum of both.
+        """The usable LoRAs nearest to the prompt and to one of its clauses, by the sum of both;
+        with the checkpoint's pull where it is known, as the alignment was fitted.
 
         Searched by the first numbers of the vectors, then by the whole vectors of the nearest.
 
@@ -155,10 +174,13 @@ class Similarity(NamedTuple):
         # To copy the rows of few takes less than to compare all, of most it takes more.
         few = 2 * len(rows) < len(usable)
         rough = self.loras.rough[rows] if few else self.loras.rough
-        whole, clause = _cosines(rough, self.asked[:, :_ROUGH])
+        towards = self.asked.copy()
+        if self.checkpoint is not None:
+            towards[0] += _PULL * self.checkpoint
+        whole, clause = _cosines(rough, towards[:, :_ROUGH])
         near = whole + clause if few else (whole + clause)[rows]
         some = rows[largest(near, _LOOKED_AT * most)]
-        whole, clause = self.of(some)
+        whole, clause = _cosines(self.loras.whole[some].astype(np.float32), towards)
         return some[largest(whole + clause, most)]
 
 

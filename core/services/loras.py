@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 from .. import host
@@ -63,7 +64,8 @@ class Loras:
                 in the plan.
         """
         library = self._data.catalog.loras()
-        family = info_of(model).family
+        info = info_of(model)
+        family, checkpoint = info.family, PurePosixPath(info.checkpoint).stem
         users = self.user_loras(analysis, stack)
         history = history_of(rated_loras(self._data.database, family=family), analysis)
 
@@ -73,13 +75,17 @@ class Loras:
             similarity = None
             if settings.max_loras > len(users):
                 similarity = self.meaning.similarity(
-                    library, analysis.clauses, check=host.check_interrupt
+                    library,
+                    analysis.clauses,
+                    checkpoint,
+                    check=host.check_interrupt,
                 )
             return recommend(
                 analysis,
                 library,
                 family=family,
                 fit=lora_fit,
+                checkpoint=checkpoint,
                 settings=settings,
                 user_loras=users,
                 remote=remote,

@@ -13,9 +13,11 @@ import requests
 from intelligent_generation.core.limits import MAX_SEED
 from intelligent_generation.core.plan import Generation
 from intelligent_generation.scripts.comfyui import Client, ComfyUI, Prompt, PromptFailedError
+from intelligent_generation.scripts.sample_library import rows, write_lora
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+CHECKPOINT = "small-sd15.safetensors"
 PROMPT = "a lighthouse at dusk, watercolor"
 ROUTES = "/intelligent_generation"
 
@@ -260,6 +262,28 @@ def test_a_new_lora_is_seen_by_the_next_run(
     finally:
         new.unlink()
     assert not record_of(client.run(graph)).plan.loras.loras
+
+
+def test_the_checkpoint_that_was_loaded_is_known_to_the_recommender(
+    client: Client, comfyui: ComfyUI, auto_graph, record_of
+) -> None:
+    (row,) = (row for row in rows() if row["name"] == "oil_impasto_knife")
+    row |= {
+        "name": "glass_mosaic",
+        "title": "Glass Mosaic",
+        "trigger": "glass mosaic",
+        "keywords": "style, mosaic",
+        "description": f"Mosaics of glass. Tried on {CHECKPOINT.removesuffix('.safetensors')}.",
+    }
+    new = write_lora(row, comfyui.base.models("loras"))
+    try:
+        record = record_of(client.run(auto_graph("a glass mosaic of an owl", sampler={"seed": 5})))
+    finally:
+        new.unlink()
+    assert record.plan.model.checkpoint == CHECKPOINT
+    (lora,) = (lora for lora in record.plan.loras.loras if lora.file.name == new.name)
+    (factor,) = (factor for factor in lora.factors if factor.name == "checkpoint")
+    assert "small" in factor.detail
 
 
 def test_a_rating_is_seen_by_the_next_run(client: Client, auto_graph, record_of) -> None:

@@ -51,7 +51,7 @@ class Letters:
         return self.encode([" ".join(parts), *parts])
 
 
-AS_ENCODED = Alignment(*[np.eye(DIMENSIONS, dtype=np.float32)] * 3)
+AS_ENCODED = Alignment(*[np.eye(DIMENSIONS, dtype=np.float32)] * 4)
 
 
 def meaning_of(path: Path, encoder: Letters | None = None) -> Meaning:
@@ -114,6 +114,37 @@ def test_prompt_and_lora_are_compared_as_the_alignment_says(path: Path) -> None:
     meaning = Meaning(path, lambda: Opened(Letters()), lambda: aligned)
     prompt, _ = nearness(meaning.similarity(library("aaa", "bbb"), clauses("aaa")))
     assert prompt.tolist() == pytest.approx([0, 1], abs=1e-3)
+
+
+def test_a_checkpoint_pulls_what_is_used_with_its_like(path: Path) -> None:
+    encoder = Letters()
+    meaning = meaning_of(path, encoder)
+    two = library("castle", "robot")
+    everything = np.arange(2, dtype=np.int32)
+
+    def pull(checkpoint: str) -> np.ndarray:
+        near = meaning.similarity(two, clauses("xyz"), checkpoint)
+        assert near is not None
+        return near.of_checkpoint(everything)
+
+    assert np.isnan(pull("")).all() and np.isnan(pull("___")).all()
+    robots = pull("robotMix_v20")
+    assert robots[1] > robots[0]
+    near = meaning.similarity(two, clauses("xyz"), "robotMix_v20")
+    assert near is not None and near.nearest(np.ones(2, bool), 1).tolist() == [1]
+    # Read once, as long as the checkpoint is the same.
+    assert encoder.encoded.count("robot Mix v 20") == 1
+    assert pull("castleReal")[0] > robots[0]
+
+
+def test_a_new_alignment_of_prompts_keeps_the_vectors_of_loras(path: Path) -> None:
+    meaning_of(path).similarity(library("castle"), clauses("a castle"))
+    other = AS_ENCODED._replace(prompt=2 * AS_ENCODED.prompt, checkpoint=3 * AS_ENCODED.checkpoint)
+    again = Letters()
+    Meaning(path, lambda: Opened(again), lambda: other).similarity(
+        library("castle"), clauses("a robot")
+    )
+    assert "castle" not in again.encoded
 
 
 def test_the_nearest_are_found_in_a_large_library() -> None:
@@ -269,7 +300,7 @@ def test_vectors_of_another_alignment_are_made_anew(path: Path) -> None:
     before = VectorFile(path, AS_ENCODED)
     before.add(named("castle", "robot"), vectors)
     size = path.stat().st_size
-    other = Alignment(AS_ENCODED.prompt * 2, *AS_ENCODED[1:])
+    other = AS_ENCODED._replace(name=AS_ENCODED.name * 2)
     file = VectorFile(path, other)
     assert len(file) == 0
     file.add(named("robot"), vectors[:1])

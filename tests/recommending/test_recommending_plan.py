@@ -16,6 +16,7 @@ from intelligent_generation.core.errors import LoraError, SettingError
 from intelligent_generation.core.plan import (
     Clause,
     Concept,
+    Factor,
     FileRef,
     Intent,
     LoraPlan,
@@ -116,6 +117,7 @@ def plan_for(
     unreadable: Sequence[UnreadableFile] = (),
     fit: Callable[[str, str], float] = fit,
     remote: Sequence[LoraEntry] = (),
+    checkpoint: str = "",
     **settings: object,
 ) -> LoraPlan:
     analysis = analyse(prompt) if isinstance(prompt, str) else prompt
@@ -124,6 +126,7 @@ def plan_for(
         library(*entries, *remote, unreadable=unreadable),
         family=family,
         fit=fit,
+        checkpoint=checkpoint,
         settings=RecommendSettings(**settings),  # pyright: ignore[reportArgumentType]
         user_loras=users,
         remote={entry.file: place(entry) for entry in remote},
@@ -164,11 +167,23 @@ def test_the_acceptance_prompt_gets_its_anime_style() -> None:
 def test_each_thing_asked_for_gets_its_lora_by_name_trigger_or_script() -> None:
     plan = plan_for("a lighthouse by the sea, ink wash", *OTHERS, min_confidence=0.35)
     assert set(titles(plan)) == {"lighthouse coast", "inkwash v1"}
-    found = plan_for("墨心 水墨画", lora("墨心"), *OTHERS, min_confidence=0.6)
+    found = plan_for("墨心 水墨画", lora("墨心"), *OTHERS)
     assert titles(found) == ["墨心"]
     # A name written as one word, a prompt as two, and the other way round.
     assert titles(plan_for("pixel art castle", lora("pixelart-000010"), *OTHERS))
     assert titles(plan_for("pixelart castle", lora("pixel_art_v2"), *OTHERS))
+
+
+def test_what_an_author_says_of_the_checkpoint_counts_and_is_told() -> None:
+    entry = lora("ink_wash", "ink wash", description="Best on RevAnimated, at 0.7.")
+
+    def factor(checkpoint: str) -> Factor:
+        (chosen,) = plan_for("ink wash castle", entry, *OTHERS, checkpoint=checkpoint).loras
+        return next(each for each in chosen.factors if each.name == "checkpoint")
+
+    named, other, unknown = map(factor, ("revAnimated_v122", "photon_v1", ""))
+    assert named.value > max(other.value, unknown.value)
+    assert (named.detail, other.detail, unknown.detail) == ("revanimated", "", "")
 
 
 def test_whole_words_only() -> None:

@@ -1,7 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from intelligent_generation.core.recommending.text import contains, name_words, pieces, words
+from intelligent_generation.core.recommending.text import (
+    called,
+    contains,
+    name_words,
+    pieces,
+    spelt_out,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +52,20 @@ def test_name_words_drop_what_is_said_of_the_file(
     name: str, family: str, expected: tuple[str, ...]
 ) -> None:
     assert name_words(name, family) == expected
+
+
+@pytest.mark.parametrize(
+    ("stem", "names", "text"),
+    [
+        ("revAnimated_v122", {"revanimated", "rev", "animated"}, "rev Animated v 122"),
+        ("AOM3_pruned", {"aom3", "aom"}, "AOM 3 pruned"),
+        ("v1-5", set(), "v 1 5"),
+        ("", set(), ""),
+    ],
+)
+def test_what_a_file_may_be_called_in_running_text(stem: str, names: set[str], text: str) -> None:
+    assert called(stem) == names
+    assert spelt_out(stem) == text
 
 
 def test_pieces_take_off_emphasis_escapes_and_lora_tags() -> None:

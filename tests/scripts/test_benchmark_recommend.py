@@ -80,6 +80,23 @@ def test_a_prompt_of_nothing_but_trigger_words_gets_an_empty_answer(
     assert json.loads(first) == {"id": "pair-0", "ranked": [], "recommended": 0, "ms": 0.0}
 
 
+def test_a_checkpoint_is_known_where_the_pair_says_it(files: dict[str, Path]) -> None:
+    rows = [row(n, description="Best on Dreamery." if n == 1 else "") for n in range(4)]
+    rows = [{**each, "trained_words": [], "tags": ["lamp"]} for each in rows]
+    files["library"].write_text("".join(json.dumps(each) + "\n" for each in rows), "utf-8")
+    asked = {**pair(1, "a lamp"), "checkpoint": "dreamery_v3"}
+    files["pairs"].write_text(json.dumps(asked) + "\n", "utf-8")
+
+    def confidences(*more: str) -> dict[str, float]:
+        run(files, "predict", *more)
+        ranked = json.loads(files["out"].read_text("utf-8"))["ranked"]
+        return {each["id"]: each["confidence"] for each in ranked}
+
+    known, unknown = confidences(), confidences("--prompt-alone")
+    assert known.keys() == unknown.keys() and len(known) == 4
+    assert known["civitai:1@1"] > unknown["civitai:1@1"]
+
+
 def test_ours_stands_beside_bm25(files: dict[str, Path]) -> None:
     said = run(files, "compare")
     assert said["hit@3"] == {"ours": 1.0, "bm25": 1.0}

@@ -41,7 +41,7 @@ class Nothing:
         return self.encode([" ".join(parts), *parts])
 
 
-AS_ENCODED = Alignment(*[np.eye(DIMENSIONS, dtype=np.float32)] * 3)
+AS_ENCODED = Alignment(*[np.eye(DIMENSIONS, dtype=np.float32)] * 4)
 
 
 def word(number: int) -> str:
@@ -78,6 +78,8 @@ def test_what_is_learned_holds_for_loras_never_seen(tmp_path: Path) -> None:
     hits, answers = recommend_fit.measure(trees, seen, 0)
     counts = [sum(hit.field == field for hit in hits) for field in FIELDS]
     assert counts[0] == counts[1] > 15
+    # Calibrated on both ways a prompt is written; blanks have no answer.
+    assert counts[0] < len(answers) < 2 * counts[0]
     shares = recommend_fit.shares(hits)
     assert shares["prompt"] == shares["prompt, no LoRA seen"] > 0.9
     assert shares["prompt_wo_triggers"] < 0.3  # nothing says which: blanks are misses
@@ -105,10 +107,11 @@ def paired(words: int = 40, prompts: int = 800) -> Data:
         encoded = np.stack([asked[mine].sum(0) / 2**0.5, *asked[mine]]).astype(np.float32)
         used = frozenset(mine[:1].tolist())
         folds = frozenset(number % 5 for number in used)
-        made.append(Prompt("prompt", min(folds), folds, "sd15", None, encoded, used, used))
+        made.append(Prompt("prompt", min(folds), folds, "sd15", None, encoded, "", used, used))
     numbers = np.arange(words)
     library = cast("Index", None)  # alignment looks nothing up in it
-    return Data(library, loras, np.zeros_like(loras), numbers, numbers % 5, {}, made)
+    nothing = {"": np.zeros(DIMENSIONS, np.float32)}
+    return Data(library, loras, np.zeros_like(loras), numbers, numbers % 5, {}, nothing, made)
 
 
 def places(data: Data, alignment: Alignment, folds: set[int]) -> list[int]:
@@ -135,6 +138,48 @@ def test_an_alignment_learns_what_is_used_with_what(monkeypatch: pytest.MonkeyPa
     assert np.mean(places(data, aligned, {0})) > 10
 
 
+def test_an_alignment_learns_what_is_used_with_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recommend_align, "EPOCHS", 12)
+    monkeypatch.setattr(recommend_align, "FASTEST", 5e-3)
+    data = paired()
+    # LoRAs of even numbers are used with one checkpoint, of odd ones with another.
+    called = np.linalg.qr(np.random.RandomState(3).randn(DIMENSIONS, 2))[0].T.astype(np.float32)
+    names = ("even", "odd")
+    data = data._replace(
+        checkpoints=data.checkpoints | dict(zip(names, called, strict=True)),
+        prompts=[each._replace(checkpoint=names[min(each.used) % 2]) for each in data.prompts],
+    )
+    aligned = recommend_align.align(data, frozenset())
+    loras = aligned.of_loras(data.names, data.descriptions)
+    for name, start in (("even", 0), ("odd", 1)):
+        pull = loras @ aligned.of_checkpoint(data.checkpoints[name])
+        assert pull[start::2].mean() > pull[1 - start :: 2].mean() + 0.1
+    assert not aligned.of_checkpoint(data.checkpoints[""]).any()
+
+
+def test_whether_a_checkpoint_is_known_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        {**pair, "checkpoint": f"model {n % 7}" if n % 3 else None}
+        for n, pair in enumerate(pairs() * 2)
+    ]
+    needless = [{**pair, "targets": [], "checkpoint": None} for pair in pairs() * 2]
+    data = read_data(rows(), made, needless, {}, Nothing())
+    known: dict[bool, list[bool]] = {True: [], False: []}
+    for example in examples(data, lambda _: AS_ENCODED, measured=0):
+        asked = bool(example.prompt.used)
+        pull = example.columns.get("checkpoint_meaning")
+        if pull is not None and len(pull) and not (asked and example.prompt.fold == 0):
+            known[asked].append(not np.isnan(pull).any())
+    assert np.mean(known[True]) == pytest.approx(np.mean(known[False]), abs=0.08)
+    # What is measured on keeps its own.
+    for example in examples(data, lambda _: AS_ENCODED, measured=0):
+        if example.prompt.used and example.prompt.fold == 0 and example.columns:
+            pull = example.columns["checkpoint_meaning"]
+            assert np.isnan(pull).all() == (not example.prompt.checkpoint)
+
+
 def test_the_first_numbers_of_aligned_vectors_tell_most(tmp_path: Path) -> None:
     data = paired()
     path = tmp_path / "alignment.safetensors"
@@ -155,7 +200,7 @@ def test_too_few_pairs_to_align_by_are_refused() -> None:
 @pytest.mark.parametrize("prompts", [10, 13, 700])
 def test_any_number_of_pairs_aligns_in_all_directions(prompts: int) -> None:
     aligned = recommend_align.align(paired(prompts=prompts), frozenset())
-    assert [part.shape for part in aligned] == [(DIMENSIONS, DIMENSIONS)] * 3
+    assert [part.shape for part in aligned] == [(DIMENSIONS, DIMENSIONS)] * 4
     assert all(np.isfinite(part).all() for part in aligned)
 
 
@@ -186,13 +231,17 @@ def test_trees_answer_as_the_library_that_fitted_them() -> None:
     # Numbers that differ in the seventh digit, as ratios close to 1 do.
     table[:, 2] = 1 - np.float32(2**-24) * np.random.RandomState(2).randint(0, 30, 2000)
     wanted = table[:, 0] + np.nan_to_num(table[:, 1]) + (table[:, 2] > 1 - 1e-6) > 1.5
-    booster = lightgbm.train(
-        {"objective": "binary", "verbose": -1, "num_threads": 1, "max_depth": 5},
-        lightgbm.Dataset(table, wanted.astype(int)),
-        20,
-    )
-    trees = Trees.read(recommend_fit._as_lists(booster.dump_model(), list("abcd")))
-    raw = np.asarray(booster.predict(table, raw_score=True))
+    settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "max_depth": 5}
+    settings |= {"bagging_fraction": 0.5, "bagging_freq": 1}
+    boosters = [
+        lightgbm.train({**settings, "seed": seed}, lightgbm.Dataset(table, wanted.astype(int)), 20)
+        for seed in (0, 1)
+    ]
+    models = [booster.dump_model() for booster in boosters]
+    trees = Trees.read(recommend_fit._as_lists(models, list("abcd")))
+    answers = [np.asarray(booster.predict(table, raw_score=True)) for booster in boosters]
+    assert np.abs(answers[0] - answers[1]).max() > 0.01
+    raw = np.mean(answers, axis=0)
     assert trees.answer(table) == pytest.approx(raw, abs=2e-3)
 
 
