@@ -86,7 +86,7 @@ def main(argv: list[str]) -> dict[str, Any]:
     the prompts in --pairs something is recommended, of kind user_prompt: people made those
     images without a LoRA; also if more confidence were asked for. `scale` takes
     the median time of one recommendation, reading the prompt included, in libraries of 7,500 and
-    100,000, made by repeating the given one under other names.
+    100,000, made by repeating the given one under other names, all prompts for one checkpoint.
     """
     parser = argparse.ArgumentParser(prog="recommend", description=main.__doc__)
     parser.add_argument("action", choices=("predict", "compare", "without", "scale"))
@@ -472,6 +472,9 @@ def fused(*orders: Sequence[int]) -> list[int]:
 def _scale(
     rows: Sequence[Row], pairs: Sequence[Row], field: str, words_only: bool
 ) -> dict[str, Any]:
+    # A person's prompts are for one checkpoint, one after the other: its name is read once.
+    checkpoint = next((pair["checkpoint"] for pair in pairs if pair.get("checkpoint")), None)
+    pairs = [{**pair, "checkpoint": checkpoint} for pair in pairs]
     out: dict[str, Any] = {}
     for size in SCALES:
         many = [

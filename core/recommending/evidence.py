@@ -273,7 +273,7 @@ def _of_checkpoint(index: Index, query: Query, usable: np.ndarray) -> dict[str, 
         for name in ("checkpoint", "checkpoint_top")
     }
     size = int(usable.sum())
-    for term in query.checkpoint:
+    for term in sorted(query.checkpoint):  # sums must not depend on a set's order
         if (posting := index.get(term)) is not None:
             positions, fields = posting
             at = positions[(fields & DESCRIPTION) != 0]

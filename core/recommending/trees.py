@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from .index import Floats, Indices
+from .index import Floats
+
+Nodes = npt.NDArray[np.intp]
+"""As numpy takes indices: it would turn any others into these, at every step."""
 
 _AT_ONCE = 32
 """Rows answered together. What all trees hold of more of them leaves the processor's cache, and
@@ -19,13 +23,13 @@ class Trees(NamedTuple):
 
     columns: tuple[str, ...]
     """What is asked about."""
-    roots: Indices
-    column: Indices
+    roots: Nodes
+    column: Nodes
     """[nodes] which column a node asks about; 0 for a leaf. Where NaN goes right, so many columns
     further: see `_twice`."""
     threshold: Floats
     """[nodes] up to which value one goes left."""
-    left: Indices
+    left: Nodes
     """[nodes] where one goes on; to the right it is the node after that."""
     value: Floats
     """[nodes] the answer of a leaf; of another node, the mean of what is below it."""
@@ -39,10 +43,10 @@ class Trees(NamedTuple):
         right = ~np.array(data["missing_left"], bool)
         return cls(
             columns,
-            np.array(data["roots"], np.int32),
-            np.array(data["column"], np.int32) + right * np.int32(len(columns)),
+            np.array(data["roots"], np.intp),
+            np.array(data["column"], np.intp) + right * len(columns),
             np.array(data["threshold"], np.float32),
-            np.array(data["left"], np.int32),
+            np.array(data["left"], np.intp),
             np.array(data["value"], np.float32),
             int(data["depth"]),
         )
@@ -54,7 +58,7 @@ class Trees(NamedTuple):
         return np.concatenate([self._answer(values[at : at + _AT_ONCE]) for at in some])
 
     def _answer(self, values: Floats) -> np.ndarray:
-        first = (np.arange(len(values), dtype=np.int32) * values.shape[1])[:, None]
+        first = (np.arange(len(values), dtype=np.intp) * values.shape[1])[:, None]
         at = np.broadcast_to(self.roots, (len(values), len(self.roots)))
         for _ in range(self.depth):
             at = self._next(at, values.take(first + self.column.take(at)))
