@@ -50,7 +50,7 @@ RESAMPLES = 1000
 FOLDS = 5
 VECTORS = Path(__file__).parent.parent / ".cache" / "recommend"
 SCALES = (7_500, 100_000)
-LEAST = (0.5, 0.55, 0.6, 0.65, 0.7)
+LEAST = (0.6, 0.65, 0.7, 0.75, 0.8)
 """Least confidences to compare."""
 
 Row = Mapping[str, Any]

@@ -129,7 +129,7 @@ def read_data(
                     family=pair["family"],
                     query=read_query(clauses) if clauses else None,
                     encoded=encoder.encode_parts(telling_parts(clauses)),
-                    checkpoint=pair.get("checkpoint") or "",
+                    checkpoint=(pair.get("checkpoint") or "") if targets else "",
                     used=frozenset(numbers[target] for target in targets),
                     fitting=frozenset(numbers[each] for each in accepted if each in numbers),
                 )
@@ -173,7 +173,7 @@ def examples(
             known[id(alignment)] = alignment, LoraVectors.of(loras.astype(np.float16))
         asked = alignment.of_prompt(prompt.encoded)
         checkpoint = prompt.checkpoint if prompt.fold == measured and prompt.used else other
-        query = prompt.query._replace(checkpoint=called(checkpoint))
+        query = prompt.query._replace(checkpoint=called(checkpoint) if checkpoint else None)
         pull = alignment.of_checkpoint(data.checkpoints[checkpoint]) if checkpoint else None
         like = Similarity(asked, known[id(alignment)][1], pull) if asked.any() else None
         used = np.isin(data.models, list(prompt.used))
@@ -196,8 +196,9 @@ def examples(
 
 
 def _drawn(data: Data, chance: np.random.RandomState) -> list[str]:
-    """A checkpoint for each prompt, its own where it says one, left out as often of all: whether
-    one is known tells where a prompt was collected, and must not tell whether it needs a LoRA."""
+    """A checkpoint for each prompt, its own where it says one and needs a LoRA, known as often of
+    all: whether and which one is known tells where a prompt was collected, and must not tell
+    whether it needs a LoRA."""
     others: dict[str, list[str]] = {}
     for prompt in data.prompts:
         if prompt.checkpoint:

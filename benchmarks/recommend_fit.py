@@ -54,6 +54,7 @@ OF_TEXTS = (
     "tags", "tag_share", "tag_top", "tag_phrases", "description", "description_top", "tag_count",
     "description_length",
 )  # fmt: skip
+OF_CHECKPOINT = ("checkpoint", "checkpoint_top")
 RISING = ("name", "trigger", "trigger_words")
 """More of these never makes a LoRA less fitting: what a person expects who writes `(ink:1.4)`. It
 costs nothing, measured; asked of all that speaks for a LoRA, it tells prompts that need none
@@ -102,7 +103,7 @@ FACTORS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "checkpoint",
         "whether its author speaks of the checkpoint, and how far it lies towards the LoRAs that "
         "are used with checkpoints of such names",
-        ("checkpoint", "checkpoint_top", "checkpoint_meaning"),
+        (*OF_CHECKPOINT, "checkpoint_meaning"),
     ),
     ("popularity", "downloads and likes on the hub it came from", OF_POPULARITY),
     (
@@ -184,17 +185,20 @@ def main(argv: list[str]) -> dict[str, Any]:
     data = read_data(rows, pairs, without, near, encoder)
     alignments = Alignments(data)
     hits: list[Hit] = []
-    answers: list[tuple[np.ndarray, np.ndarray]] = []
+    fitted: list[tuple[Mapping[str, Any], Answers]] = []
     for fold in range(options.only or FOLDS):
         seen = list(examples(data, alignments.beside(fold), fold))
         trees = fit(data, seen, fold)
-        new_hits, new_answers = measure(trees, seen, fold)
+        new_hits, answers = measure(trees, seen, fold)
         hits += new_hits
-        answers += new_answers
+        fitted.append((trees, answers))
         print(f"fold {fold}: {shares(new_hits)}", flush=True)
-        if options.folds:
-            options.folds.mkdir(parents=True, exist_ok=True)
-            write(options.folds / f"{fold}.json", trees, calibrated(new_answers), {})
+    if options.folds:
+        options.folds.mkdir(parents=True, exist_ok=True)
+        for fold, (trees, own) in enumerate(fitted):
+            # By what the other folds' trees answered; by its own where there is one fold alone.
+            others = [each for _, answers in fitted if answers is not own for each in answers]
+            write(options.folds / f"{fold}.json", trees, calibrated(others or own), {})
             save(options.folds / f"{fold}.safetensors", alignments.without(fold))
     digest = hashlib.sha256()
     for path in (*options.library, options.pairs, *filter(None, [options.without])):
@@ -209,8 +213,12 @@ def main(argv: list[str]) -> dict[str, Any]:
     }
     save(options.alignment, alignments.without())
     trees = fit(data, list(examples(data, alignments.beside())), None)
-    write(options.out, trees, calibrated(answers), said)
+    write(options.out, trees, calibrated([e for _, own in fitted for e in own]), said)
     return said
+
+
+Answers = Sequence[tuple[np.ndarray, np.ndarray]]
+"""Of each prompt the scores of the first three, and whether each fits."""
 
 
 class Alignments:
@@ -240,6 +248,8 @@ def _varied(example: Example, chance: np.random.RandomState) -> Example:
     ):
         if what in lacking:
             columns |= {name: np.full_like(columns[name], value) for name in names}
+    if "texts" in lacking:  # where the checkpoint is not known, that stays
+        columns |= {name: 0.0 * columns[name] for name in OF_CHECKPOINT}
     return example._replace(
         columns=columns,
         used=example.used[keep],
@@ -355,7 +365,7 @@ def shares(hits: Sequence[Hit]) -> dict[str, float]:
 
 def measure(
     trees: Mapping[str, Any], seen: Iterable[Example], fold: int
-) -> tuple[list[Hit], list[tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[list[Hit], Answers]:
     """Whether each prompt of the fold has a LoRA that was used among the first three; the scores of
     those three, and whether each fits."""
     read = Trees.read(trees)
@@ -389,7 +399,7 @@ def _first(trees: Trees, example: Example) -> tuple[list[int], np.ndarray]:
     return places, answer[places]
 
 
-def calibrated(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+def calibrated(answers: Answers) -> dict[str, float]:
     """Scale and offset that turn answers into calibrated logits (Platt, 1999): the logistic
     regression of whether one of the first three fits."""
     from scipy.optimize import minimize

@@ -267,13 +267,13 @@ def _by_clause(
 def _of_checkpoint(index: Index, query: Query, usable: np.ndarray) -> dict[str, Floats]:
     """Whether an author speaks of the checkpoint: what it is called, by how few of the usable
     LoRAs' descriptions say so, summed and at most."""
-    start = 0.0 if query.checkpoint else math.nan
+    start = math.nan if query.checkpoint is None else 0.0
     found = {
         name: np.full(len(index.entries), start, np.float32)
         for name in ("checkpoint", "checkpoint_top")
     }
     size = int(usable.sum())
-    for term in sorted(query.checkpoint):  # sums must not depend on a set's order
+    for term in sorted(query.checkpoint or ()):  # sums must not depend on a set's order
         if (posting := index.get(term)) is not None:
             positions, fields = posting
             at = positions[(fields & DESCRIPTION) != 0]

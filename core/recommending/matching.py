@@ -73,7 +73,7 @@ def match(entry: LoraEntry, query: Query, rarity: Callable[[str], float]) -> Mat
         "name": _rarest(name_words, rarity),
         "tags": _rarest({" ".join(tag) for tag in tags}, rarity),
         "description": _rarest(said & query.words.keys(), rarity),
-        "checkpoint": _rarest(said & query.checkpoint, rarity),
+        "checkpoint": _rarest(said & (query.checkpoint or frozenset()), rarity),
         "rarity": _rarest(own, rarity, 1),
     }
     return Match(

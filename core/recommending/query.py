@@ -25,8 +25,8 @@ class Query(NamedTuple):
     """Neighbouring words written as one, likewise."""
     phrases: dict[str, float]
     """Each run of 1 to MAX_PHRASE words within a clause, likewise."""
-    checkpoint: frozenset[str] = frozenset()
-    """What the checkpoint may be called in a description; nothing where it is not known."""
+    checkpoint: frozenset[str] | None = None
+    """What the checkpoint may be called in a description; None where it is not known."""
 
     def terms(self) -> Iterator[tuple[str, float]]:
         """The words, and neighbouring words written as one, with their emphasis: what is looked
@@ -44,7 +44,7 @@ def read_query(clauses: Sequence[Clause], checkpoint: str = "") -> Query:
         checkpoint: the stem of its file's name; empty where it is not known.
     """
     runs = tuple(words(clause.text) for clause in clauses)
-    query = Query(runs, {}, {}, {}, called(checkpoint))
+    query = Query(runs, {}, {}, {}, called(checkpoint) if checkpoint else None)
     left = MAX_QUERY_WORDS
     for clause, run in zip(clauses, query.clauses, strict=True):
         run = run[:left]

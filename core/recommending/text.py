@@ -6,6 +6,7 @@ import json
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ COUNTING: dict[str, Any] = _LISTS["counting"]
 """Words that count people: `people`, `numbers` and `groups` with how many each means."""
 # What a file name says about the file rather than about the picture.
 _NAME_NOISE = frozenset(_LISTS["name_noise"])
+_FILE_NOISE = _NAME_NOISE.union(_LISTS["file_noise"])
 _VERSION = re.compile(r"v\d+[a-z]?|\d+|(e|ep|epoch|step|dim)\d+|\d+(k|ep|steps?)")
 _LORA_TAG = re.compile(r"<[^<>]*>")
 _ESCAPE = re.compile(r"\\([()\[\]{}\\])")
@@ -88,12 +90,19 @@ def name_words(name: str, family: str = "") -> tuple[str, ...]:
 
 def called(stem: str) -> frozenset[str]:
     """What a file may be called in running text, by the stem of its name: of `AOM3_pruned` it is
-    `aom3` and `aom`, of `revAnimated_v122` `revanimated`, `rev` and `animated`."""
-    runs = _RUN.findall(stem.replace("_", " "))
-    parts = [part for run in runs for part in _CAMEL.sub(" ", _AFTER_NUMBER.sub(" ", run)).split()]
-    plain = [_TRAILING_NUMBER.sub("", part) for part in (*runs, *parts)]
-    found = {word for part in (*runs, *parts, *plain) for word in words(part)}
-    return frozenset(w for w in found - _NAME_NOISE if len(w) > 2 and not _VERSION.fullmatch(w))
+    `aom3` and `aom`, of `realisticVisionV60_fp16` also `realisticvision`, `realistic`, `vision`."""
+    found: set[str] = set()
+    for run in _RUN.findall(stem.replace("_", " ")):
+        parts = _CAMEL.sub(" ", _AFTER_NUMBER.sub(" ", run)).split()
+        whole = "".join(takewhile(lambda part: not _VERSION.fullmatch(part.lower()), parts))
+        for name in (run, whole, *parts):
+            found |= {*words(name), *words(_TRAILING_NUMBER.sub("", name))}
+    return frozenset(word for word in found - _FILE_NOISE if _names_a_file(word))
+
+
+def _names_a_file(word: str) -> bool:
+    # Two letters say nothing; two ideographs are a word.
+    return not _VERSION.fullmatch(word) and (len(word) > 2 or not word.isascii())
 
 
 def spelt_out(stem: str) -> str:

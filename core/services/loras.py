@@ -117,7 +117,7 @@ class Loras:
         return plan.model_copy(update={"notices": (*plan.notices, *offers.notices)})
 
     def lora_support(self, analysis: PromptAnalysis | None, family: str) -> LoraSupport:
-        """How well the LoRAs on disk serve a prompt with models of a family."""
+        """How well the LoRAs on disk serve a prompt with models of a family, whichever it is."""
         if analysis is None:
             return LoraSupport()
         info = ModelInfo(name="", family=family, family_confidence=1.0, evidence="")

@@ -137,6 +137,22 @@ def test_a_checkpoint_pulls_what_is_used_with_its_like(path: Path) -> None:
     assert pull("castleReal")[0] > robots[0]
 
 
+def test_candidates_are_found_by_the_sum_that_the_alignment_was_fitted_by() -> None:
+    chance = np.random.RandomState(4)
+    loras = chance.randn(300, DIMENSIONS).astype(np.float32)
+    loras /= np.linalg.norm(loras, axis=1, keepdims=True)
+    asked = (loras[:3] + loras[3:6]).astype(np.float32) / 2
+    pull = (loras[50] - loras[0]).astype(np.float32)
+    near = Similarity(asked, LoraVectors.of(loras.astype(np.float16)), pull)
+    cosines = loras @ asked.T
+    # As benchmarks/recommend_align.py has it: the mean of both cosines, and the pull.
+    wanted = (cosines[:, 0] + cosines[:, 1:].max(1)) / 2 + loras @ pull
+    assert near.nearest(np.ones(300, bool), 5).tolist() == np.argsort(-wanted)[:5].tolist()
+    assert near.of_checkpoint(np.arange(300, dtype=np.int32)) == pytest.approx(
+        loras @ pull, abs=1e-3
+    )
+
+
 def test_a_new_alignment_of_prompts_keeps_the_vectors_of_loras(path: Path) -> None:
     meaning_of(path).similarity(library("castle"), clauses("a castle"))
     other = AS_ENCODED._replace(prompt=2 * AS_ENCODED.prompt, checkpoint=3 * AS_ENCODED.checkpoint)

@@ -59,7 +59,19 @@ def test_name_words_drop_what_is_said_of_the_file(
     [
         ("revAnimated_v122", {"revanimated", "rev", "animated"}, "rev Animated v 122"),
         ("AOM3_pruned", {"aom3", "aom"}, "AOM 3 pruned"),
-        ("v1-5", set(), "v 1 5"),
+        (
+            "realisticVisionV60B1_v51VAE",
+            {
+                "realisticvisionv60b1",
+                "realisticvision",
+                "realistic",
+                "vision",
+                "v51vae",
+            },
+            "realistic Vision V 60 B 1 v 51 VAE",
+        ),
+        ("墨幽人造人_v1080", {"墨幽", "幽人", "人造", "造人"}, "墨幽人造人 v 1080"),
+        ("v1-5-pruned-emaonly", set(), "v 1 5 pruned emaonly"),
         ("", set(), ""),
     ],
 )

@@ -180,6 +180,21 @@ def test_whether_a_checkpoint_is_known_says_nothing(monkeypatch: pytest.MonkeyPa
             assert np.isnan(pull).all() == (not example.prompt.checkpoint)
 
 
+def test_without_descriptions_no_author_speaks_of_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recommend_fit, "LACKING", {"texts": 1.0})
+    made = [{**pair, "checkpoint": word(number)} for number, pair in enumerate(pairs()[:60])]
+    told = [{**row, "description": f"For {word(number)}."} for number, row in enumerate(rows())]
+    data = read_data(told, made, [], {}, Nothing())
+    seen = [one for one in examples(data, lambda _: AS_ENCODED) if "checkpoint" in one.columns]
+    spoken_of = next(one for one in seen if np.nan_to_num(one.columns["checkpoint"]).any())
+    unknown = next(one for one in seen if np.isnan(one.columns["checkpoint"]).all())
+    chance = np.random.RandomState(0)
+    assert not recommend_fit._varied(spoken_of, chance).columns["checkpoint"].any()
+    assert np.isnan(recommend_fit._varied(unknown, chance).columns["checkpoint"]).all()
+
+
 def test_the_first_numbers_of_aligned_vectors_tell_most(tmp_path: Path) -> None:
     data = paired()
     path = tmp_path / "alignment.safetensors"
