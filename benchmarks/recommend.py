@@ -287,7 +287,7 @@ def answer(pair: Row, field: str, setup: Setup, fitted: Fitted) -> Answer:
     }
     recommended = len(ranked)
     index = index_of(library)
-    query = read_query(analysis.clauses, checkpoint)
+    query = read_query(analysis.clauses).on(checkpoint)
     intent = intent_factor(analysis.intent)
     for position, confidence in _scored(query, intent, index, family, like, ranking):
         if len(ranked) >= RANKED:

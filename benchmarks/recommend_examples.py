@@ -14,7 +14,7 @@ from ..core.prompting import analyze
 from ..core.recommending.evidence import Search
 from ..core.recommending.index import Floats, Index
 from ..core.recommending.query import Query, read_query
-from ..core.recommending.text import called, spelt_out
+from ..core.recommending.text import spelt_out
 from ..core.recommending.vectors import (
     Alignment,
     LoraVectors,
@@ -173,7 +173,7 @@ def examples(
             known[id(alignment)] = alignment, LoraVectors.of(loras.astype(np.float16))
         asked = alignment.of_prompt(prompt.encoded)
         checkpoint = prompt.checkpoint if prompt.fold == measured and prompt.used else other
-        query = prompt.query._replace(checkpoint=called(checkpoint) if checkpoint else None)
+        query = prompt.query.on(checkpoint)
         pull = alignment.of_checkpoint(data.checkpoints[checkpoint]) if checkpoint else None
         like = Similarity(asked, known[id(alignment)][1], pull) if asked.any() else None
         used = np.isin(data.models, list(prompt.used))
@@ -196,9 +196,9 @@ def examples(
 
 
 def _drawn(data: Data, chance: np.random.RandomState) -> list[str]:
-    """A checkpoint for each prompt, its own where it says one and needs a LoRA, known as often of
-    all: whether and which one is known tells where a prompt was collected, and must not tell
-    whether it needs a LoRA."""
+    """A checkpoint for each prompt, or none as often for all: its own where it says one and needs a
+    LoRA, else that of another prompt. Whether and which one is known tells where a prompt was
+    collected, and must not tell whether it needs a LoRA."""
     others: dict[str, list[str]] = {}
     for prompt in data.prompts:
         if prompt.checkpoint:

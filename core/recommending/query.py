@@ -36,15 +36,16 @@ class Query(NamedTuple):
             yield JOINED + word, emphasis
         yield from self.joined.items()
 
+    def on(self, checkpoint: str) -> Query:
+        """The same prompt for a checkpoint, by the stem of its file's name; empty where it is not
+        known."""
+        return self._replace(checkpoint=called(checkpoint) if checkpoint else None)
 
-def read_query(clauses: Sequence[Clause], checkpoint: str = "") -> Query:
-    """The terms of a prompt's clauses. Emphasis counts from 0 to 1.5.
 
-    Args:
-        checkpoint: the stem of its file's name; empty where it is not known.
-    """
-    runs = tuple(words(clause.text) for clause in clauses)
-    query = Query(runs, {}, {}, {}, called(checkpoint) if checkpoint else None)
+def read_query(clauses: Sequence[Clause]) -> Query:
+    """The terms of a prompt's clauses, for a checkpoint that is not known. Emphasis counts from 0
+    to 1.5."""
+    query = Query(tuple(words(clause.text) for clause in clauses), {}, {}, {})
     left = MAX_QUERY_WORDS
     for clause, run in zip(clauses, query.clauses, strict=True):
         run = run[:left]

@@ -137,7 +137,7 @@ def recommend(
             sexual context.
     """
     index = index_of(library)
-    query = read_query(analysis.clauses, checkpoint)
+    query = read_query(analysis.clauses).on(checkpoint)
     fits = {each: min(1.0, max(0.0, fit(each, family))) for each in index.families}
     users = [_user_candidate(lora, family, fit, query, index) for lora in user_loras]
     report = _Report()

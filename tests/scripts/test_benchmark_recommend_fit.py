@@ -159,7 +159,7 @@ def test_an_alignment_learns_what_is_used_with_a_checkpoint(
     assert not aligned.of_checkpoint(data.checkpoints[""]).any()
 
 
-def test_whether_a_checkpoint_is_known_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_a_checkpoint_is_known_says_nothing() -> None:
     made = [
         {**pair, "checkpoint": f"model {n % 7}" if n % 3 else None}
         for n, pair in enumerate(pairs() * 2)
@@ -168,16 +168,14 @@ def test_whether_a_checkpoint_is_known_says_nothing(monkeypatch: pytest.MonkeyPa
     data = read_data(rows(), made, needless, {}, Nothing())
     known: dict[bool, list[bool]] = {True: [], False: []}
     for example in examples(data, lambda _: AS_ENCODED, measured=0):
-        asked = bool(example.prompt.used)
-        pull = example.columns.get("checkpoint_meaning")
-        if pull is not None and len(pull) and not (asked and example.prompt.fold == 0):
-            known[asked].append(not np.isnan(pull).any())
+        prompt, pull = example.prompt, example.columns.get("checkpoint_meaning", np.zeros(0))
+        if not len(pull):
+            continue
+        if prompt.used and prompt.fold == 0:  # what is measured on keeps its own
+            assert np.isnan(pull).all() == (not prompt.checkpoint)
+        else:
+            known[bool(prompt.used)].append(not np.isnan(pull).any())
     assert np.mean(known[True]) == pytest.approx(np.mean(known[False]), abs=0.08)
-    # What is measured on keeps its own.
-    for example in examples(data, lambda _: AS_ENCODED, measured=0):
-        if example.prompt.used and example.prompt.fold == 0 and example.columns:
-            pull = example.columns["checkpoint_meaning"]
-            assert np.isnan(pull).all() == (not example.prompt.checkpoint)
 
 
 def test_without_descriptions_no_author_speaks_of_the_checkpoint(
