@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ..catalog.entries import LoraEntry
@@ -28,7 +28,9 @@ class Candidate(NamedTuple):
     entry: LoraEntry
     confidence: float
     match: Match
-    factors: tuple[Factor, ...] = ()
+    explain: Callable[[], tuple[Factor, ...]] = tuple
+    """The factors of its confidence; none for the user's own. Takes time, so only of those that
+    are used it is asked."""
     by_user: bool = False
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from ..catalog.entries import LoraEntry, LoraLibrary
@@ -305,8 +306,8 @@ def _sift(
             found = match(entry, query, index.rarity)
             if not found.worth and not scores.resembles(row):
                 continue  # well known, perhaps, but it has nothing to do with the prompt
-            factors = scores.explain(row, found.details)
-            fitting.append(Candidate(entry, confidence, found, factors))
+            explain = partial(scores.explain, row, found.details)
+            fitting.append(Candidate(entry, confidence, found, explain))
     return fitting, unsure
 
 
@@ -441,7 +442,7 @@ def _planned(
         trigger_words=triggers,
         serves=serves,
         confidence=round(candidate.confidence, 4),
-        factors=candidate.factors,
+        factors=candidate.explain(),
         reason=reason,
         remote=place,
         pending=place is not None,

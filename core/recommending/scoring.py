@@ -1,17 +1,17 @@
 """How well each LoRA of a library fits a prompt: named factors, combined by ranking.json.
 
-ranking.json holds regression trees fitted on public pairs of prompt and LoRA; a tree's answer is
-shared out along its path among the factors that its splits ask about. The score is the sum over
-the factors, in logits, and the confidence is its logistic.
+ranking.json holds regression trees and small networks fitted on public pairs of prompt and LoRA;
+their answer is shared out among the factors that they ask about. The score is the sum over the
+factors, in logits, and the confidence is its logistic.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from ..plan import Factor
 from .evidence import Search, compare
 from .index import STYLE, Floats, Index, Indices
 from .matching import captions_value
+from .networks import Networks
 from .query import Query
 from .trees import Trees
 from .vectors import Similarity
@@ -33,15 +34,54 @@ _RESEMBLES = {"similarity_clause": 0.45, "spelling_name": 0.5, "spelling_trigger
 """From which cosine on a LoRA without a word of the prompt can still be meant by it. Judged."""
 
 
+class Models(NamedTuple):
+    """Trees and networks, whose answers are summed."""
+
+    trees: Trees
+    networks: Networks
+    """Asked about the columns of the trees."""
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Models:
+        """From JSON: `trees` and `networks`, as these read themselves."""
+        return cls(Trees.read(data["trees"]), Networks.read(data["networks"]))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is asked about."""
+        return self.trees.columns
+
+    def answer(self, table: Floats) -> np.ndarray:
+        """float64 [rows], for float32 [rows, columns]."""
+        return self.trees.answer(table) + self.networks.answer(table)
+
+    def shares(self, row: Floats, of: Sequence[str]) -> tuple[float, dict[str, float]]:
+        """The answer before anything is known of a candidate, and what each group of columns adds
+        to it for one row. All together give `answer`.
+
+        Args:
+            of: the group of each column.
+        """
+        expected, paths = self.trees.shares(row)
+        found = dict.fromkeys(of, 0.0)
+        for group, share in zip(of, paths.tolist(), strict=True):
+            found[group] += share
+        names = np.array(of)
+        start, shares = self.networks.shares(row, [names == group for group in found])
+        for group, share in zip(found, shares.tolist(), strict=True):
+            found[group] += share
+        return expected + start, found
+
+
 class Ranking(NamedTuple):
     """ranking.json."""
 
-    trees: Trees
+    models: Models
     factors: tuple[str, ...]
-    """The factor of each column of the trees."""
+    """The factor of each column of the models."""
     scale: float
     offset: float
-    """The trees' answer times `scale` plus `offset` is a calibrated logit."""
+    """The models' answer times `scale` plus `offset` is a calibrated logit."""
     judged: Mapping[str, float]
     """Weights of the factors that no pairs tell: base_model, captions, intent, history."""
 
@@ -56,10 +96,10 @@ def load_ranking(path: Path = RANKING) -> Ranking:
     factor_of = {
         column: row["factor"] for row in data["factors"] for column in row.get("columns", ())
     }
-    trees = Trees.read(data["trees"])
+    models = Models.read(data)
     return Ranking(
-        trees,
-        tuple(factor_of[column.rstrip("#").removesuffix("/best")] for column in trees.columns),
+        models,
+        tuple(factor_of[column.rstrip("#").removesuffix("/best")] for column in models.columns),
         data["calibration"]["scale"],
         data["calibration"]["offset"],
         {row["factor"]: row["weight"] for row in data["factors"] if "weight" in row},
@@ -76,27 +116,25 @@ class Scores(NamedTuple):
     judged: dict[str, Floats]
     """Value of each judged factor; rows as in `positions`."""
     columns: Floats
-    """What the trees were asked about, [rows, columns]."""
+    """What the models were asked about, [rows, columns]."""
     ranking: Ranking
 
     def resembles(self, row: int) -> bool:
         """Whether one row is near a clause of the prompt in meaning or in spelling."""
-        values = dict(zip(self.ranking.trees.columns, self.columns[row].tolist(), strict=True))
+        values = dict(zip(self.ranking.models.columns, self.columns[row].tolist(), strict=True))
         return any(values.get(column, 0.0) >= least for column, least in _RESEMBLES.items())
 
     def explain(self, row: int, details: Mapping[str, str]) -> tuple[Factor, ...]:
         """The factors of one row, the heaviest first. `details` says what matched."""
         ranking = self.ranking
-        shares = dict.fromkeys(ranking.factors, 0.0)
-        expected, paths = ranking.trees.shares(self.columns[row])
-        for factor, share in zip(ranking.factors, paths, strict=True):
-            shares[factor] += ranking.scale * float(share)
-        shares["prior"] = ranking.scale * expected + ranking.offset
-        found = [
+        start, found = ranking.models.shares(self.columns[row], ranking.factors)
+        shares = {factor: ranking.scale * share for factor, share in found.items()}
+        shares["prior"] = ranking.scale * start + ranking.offset
+        factors = [
             Factor(name=name, value=round(value, 4), weight=1.0, detail=details.get(name, ""))
             for name, value in shares.items()
         ]
-        found += [
+        factors += [
             Factor(
                 name=name,
                 value=round(float(values[row]), 4),
@@ -105,7 +143,7 @@ class Scores(NamedTuple):
             )
             for name, values in self.judged.items()
         ]
-        return tuple(sorted(found, key=lambda factor: -abs(factor.value * factor.weight)))
+        return tuple(sorted(factors, key=lambda factor: -abs(factor.value * factor.weight)))
 
 
 def score(
@@ -137,13 +175,13 @@ def score(
         if some.any():
             parts.append(part := search.among(some, share=share))
             columns = compare(part.columns, float(some.sum()))
-            tables.append(_table(columns, ranking.trees.columns))
+            tables.append(_table(columns, ranking.models.columns))
     if not tables:
         none = np.zeros(0, np.float32)
         return Scores(np.zeros(0, np.int32), none, {}, np.zeros((0, 0), np.float32), ranking)
     positions = np.concatenate([part.positions for part in parts])
     table = np.concatenate(tables)
-    logit = ranking.scale * ranking.trees.answer(table) + ranking.offset
+    logit = ranking.scale * ranking.models.answer(table) + ranking.offset
     judged = {
         "base_model": np.where(fit[positions] > 0, fit[positions] - 1.0, 0.0).astype(np.float32),
         "captions": np.zeros(len(positions), np.float32),

@@ -15,7 +15,7 @@ Nodes = npt.NDArray[np.intp]
 
 _AT_ONCE = 32
 """Rows answered together. What all trees hold of more of them leaves the processor's cache, and
-takes twice as long a row (measured with 960 trees)."""
+takes twice as long a row (measured)."""
 
 
 class Trees(NamedTuple):

@@ -145,7 +145,7 @@ def test_candidates_are_found_by_the_sum_that_the_alignment_was_fitted_by() -> N
     pull = (loras[50] - loras[0]).astype(np.float32)
     near = Similarity(asked, LoraVectors.of(loras.astype(np.float16)), pull)
     cosines = loras @ asked.T
-    # As benchmarks/recommend_align.py has it: the mean of both cosines, and the pull.
+    # As benchmarks/_recommend_align.py has it: the mean of both cosines, and the pull.
     wanted = (cosines[:, 0] + cosines[:, 1:].max(1)) / 2 + loras @ pull
     assert near.nearest(np.ones(300, bool), 5).tolist() == np.argsort(-wanted)[:5].tolist()
     assert near.of_checkpoint(np.arange(300, dtype=np.int32)) == pytest.approx(

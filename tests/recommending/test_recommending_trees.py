@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from intelligent_generation.core.recommending.scoring import load_ranking
 from intelligent_generation.core.recommending.trees import Trees
 
 # Two trees: "is a at most 1? then is b at most 0?" and one leaf alone.
@@ -40,20 +39,3 @@ def test_shares_add_up_and_go_to_the_columns_that_were_asked() -> None:
     mean, shares = TREES.shares(np.array((1.0, 0.1), np.float32))
     assert mean == 0.75
     assert shares.tolist() == [-1.5, 2.0]
-
-
-def test_ranking_shares_add_up_for_any_row() -> None:
-    trees = load_ranking().trees
-    table = np.random.RandomState(0).rand(50, len(trees.columns)).astype(np.float32) * 3
-    table[::3, ::2] = NAN
-    for row, answer in zip(table, trees.answer(table), strict=True):
-        mean, shares = trees.shares(row)
-        assert mean + shares.sum() == pytest.approx(answer, abs=1e-4)
-
-
-def test_every_column_of_the_ranking_belongs_to_a_factor() -> None:
-    ranking = load_ranking()
-    assert len(ranking.factors) == len(ranking.trees.columns)
-    assert {"trigger", "name", "tags", "semantic", "popularity", "rarity"} <= set(ranking.factors)
-    assert set(ranking.judged) == {"base_model", "captions", "intent", "history"}
-    assert 0 < ranking.scale < 2

@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
-from intelligent_generation.benchmarks import recommend_align, recommend_fit
-from intelligent_generation.benchmarks.recommend_examples import (
+from intelligent_generation.benchmarks import (
+    _recommend_align,
+    _recommend_lists,
+    _recommend_networks,
+    _recommend_trees,
+    recommend_fit,
+)
+from intelligent_generation.benchmarks._recommend_examples import (
     FIELDS,
     Data,
     Prompt,
     examples,
     read_data,
 )
+from intelligent_generation.benchmarks._recommend_lists import Lists
 from intelligent_generation.core.embedding import DIMENSIONS, Vectors
-from intelligent_generation.core.recommending.scoring import load_ranking
+from intelligent_generation.core.recommending.networks import Networks
+from intelligent_generation.core.recommending.scoring import Models, load_ranking
 from intelligent_generation.core.recommending.vectors import Alignment, read_alignment
 
 if TYPE_CHECKING:
@@ -71,25 +79,65 @@ def pairs() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+def needless() -> list[dict[str, Any]]:
+    """Prompts that need no LoRA."""
+    return [
+        {
+            "id": f"none {n}",
+            "family": "sd15",
+            "targets": [],
+            "prompt": f"a street, {word(n + 2000)}",
+        }
+        for n in range(60)
+    ]
+
+
 def test_what_is_learned_holds_for_loras_never_seen(tmp_path: Path) -> None:
-    data = read_data(rows(), pairs(), [], {}, Nothing())
+    data = read_data(rows(), pairs(), needless(), {}, Nothing())
     seen = list(examples(data, lambda _: AS_ENCODED))
-    trees = recommend_fit.fit(data, seen, left_out=0)
-    hits, answers = recommend_fit.measure(trees, seen, 0)
+    models = recommend_fit.fit(Lists.of(data, seen, left_out=0))
+    hits, answers = recommend_fit.measure(models, seen, 0)
     counts = [sum(hit.field == field for hit in hits) for field in FIELDS]
     assert counts[0] == counts[1] > 15
-    # Calibrated on both ways a prompt is written; blanks have no answer.
-    assert counts[0] < len(answers) < 2 * counts[0]
+    # Calibrated on both ways a prompt is written, blanks have no answer, and on those without.
+    assert counts[0] < sum(each.needs for each in answers) < 2 * counts[0]
+    without = [each for each in answers if not each.needs]
+    assert 3 < len(without) < 30
+    assert not any(each.fits.any() for each in without)
     shares = recommend_fit.shares(hits)
     assert shares["prompt"] == shares["prompt, no LoRA seen"] > 0.9
     assert shares["prompt_wo_triggers"] < 0.3  # nothing says which: blanks are misses
 
     out = tmp_path / "ranking.json"
     calibration = recommend_fit.calibrated(answers)
-    recommend_fit.write(out, trees, calibration, {"pairs": 150})
+    recommend_fit.write(out, models, calibration, {"pairs": 150})
     read = load_ranking(out)
     assert read.scale == calibration["scale"] > 0
-    assert read.trees.value.tolist() == pytest.approx(trees["value"], abs=1e-5)
+    table = np.random.RandomState(0).rand(50, len(read.models.columns)).astype(np.float32)
+    table[::2, ::3] = np.nan
+    assert read.models.answer(table).tolist() == Models.read(models).answer(table).tolist()
+
+
+def test_nothing_of_the_fold_left_out_is_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recommend_lists, "LACKING", {})
+    data = read_data(rows(), pairs(), [], {}, Nothing())
+    seen = [one for one in examples(data, lambda _: AS_ENCODED) if one.columns]
+    # The models of the candidates as a column, to find them again.
+    told = [one._replace(columns=dict.fromkeys(one.columns, one.models / 256)) for one in seen]
+    lists = Lists.of(data, told, left_out=0)
+    assert 100 < len(lists.used) <= sum(one.prompt.fold != 0 for one in seen)
+    models = np.concatenate([table[:, lists.columns.index("name")] for table in lists.tables])
+    of_fold = np.flatnonzero(data.folds == 0) / 256
+    assert len(of_fold) > 15
+    assert not np.isin(models, of_fold).any()
+    assert np.isin(np.concatenate([one.models for one in seen]) / 256, of_fold).any()
+
+
+def test_a_prompt_that_needs_none_counts_half_in_calibrating() -> None:
+    answers = [
+        recommend_fit.Answer(np.zeros(1), np.array([needs]), needs) for needs in (True, False)
+    ]
+    assert recommend_fit.calibrated(answers)["offset"] == pytest.approx(np.log(2), abs=1e-3)
 
 
 # --------------------------------------------------------------------------- alignment
@@ -127,11 +175,11 @@ def places(data: Data, alignment: Alignment, folds: set[int]) -> list[int]:
 
 
 def test_an_alignment_learns_what_is_used_with_what(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recommend_align, "EPOCHS", 12)
-    monkeypatch.setattr(recommend_align, "FASTEST", 5e-3)
+    monkeypatch.setattr(_recommend_align, "EPOCHS", 12)
+    monkeypatch.setattr(_recommend_align, "FASTEST", 5e-3)
     data = paired()
     before = places(data, AS_ENCODED, {1, 2, 3, 4})
-    aligned = recommend_align.align(data, frozenset({0}))
+    aligned = _recommend_align.align(data, frozenset({0}))
     assert np.mean(before) > 15
     assert np.mean(places(data, aligned, {1, 2, 3, 4})) < 2
     # Of what was left out nothing was learned.
@@ -141,8 +189,8 @@ def test_an_alignment_learns_what_is_used_with_what(monkeypatch: pytest.MonkeyPa
 def test_an_alignment_learns_what_is_used_with_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recommend_align, "EPOCHS", 12)
-    monkeypatch.setattr(recommend_align, "FASTEST", 5e-3)
+    monkeypatch.setattr(_recommend_align, "EPOCHS", 12)
+    monkeypatch.setattr(_recommend_align, "FASTEST", 5e-3)
     data = paired()
     # LoRAs of even numbers are used with one checkpoint, of odd ones with another.
     called = np.linalg.qr(np.random.RandomState(3).randn(DIMENSIONS, 2))[0].T.astype(np.float32)
@@ -151,7 +199,7 @@ def test_an_alignment_learns_what_is_used_with_a_checkpoint(
         checkpoints=data.checkpoints | dict(zip(names, called, strict=True)),
         prompts=[each._replace(checkpoint=names[min(each.used) % 2]) for each in data.prompts],
     )
-    aligned = recommend_align.align(data, frozenset())
+    aligned = _recommend_align.align(data, frozenset())
     loras = aligned.of_loras(data.names, data.descriptions)
     for name, start in (("even", 0), ("odd", 1)):
         pull = loras @ aligned.of_checkpoint(data.checkpoints[name])
@@ -181,7 +229,7 @@ def test_whether_a_checkpoint_is_known_says_nothing() -> None:
 def test_without_descriptions_no_author_speaks_of_the_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(recommend_fit, "LACKING", {"texts": 1.0})
+    monkeypatch.setattr(_recommend_lists, "LACKING", {"texts": 1.0})
     made = [{**pair, "checkpoint": word(number)} for number, pair in enumerate(pairs()[:60])]
     told = [{**row, "description": f"For {word(number)}."} for number, row in enumerate(rows())]
     data = read_data(told, made, [], {}, Nothing())
@@ -189,14 +237,14 @@ def test_without_descriptions_no_author_speaks_of_the_checkpoint(
     spoken_of = next(one for one in seen if np.nan_to_num(one.columns["checkpoint"]).any())
     unknown = next(one for one in seen if np.isnan(one.columns["checkpoint"]).all())
     chance = np.random.RandomState(0)
-    assert not recommend_fit._varied(spoken_of, chance).columns["checkpoint"].any()
-    assert np.isnan(recommend_fit._varied(unknown, chance).columns["checkpoint"]).all()
+    assert not _recommend_lists._varied(spoken_of, chance).columns["checkpoint"].any()
+    assert np.isnan(_recommend_lists._varied(unknown, chance).columns["checkpoint"]).all()
 
 
 def test_the_first_numbers_of_aligned_vectors_tell_most(tmp_path: Path) -> None:
     data = paired()
     path = tmp_path / "alignment.safetensors"
-    aligned = recommend_align.align(data, frozenset())
+    aligned = _recommend_align.align(data, frozenset())
     recommend_fit.save(path, aligned)
     read = read_alignment(path)
     for kept, made in zip(read, aligned, strict=True):
@@ -207,12 +255,12 @@ def test_the_first_numbers_of_aligned_vectors_tell_most(tmp_path: Path) -> None:
 
 def test_too_few_pairs_to_align_by_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^0 prompts .* at least 10 "):
-        recommend_align.align(paired(), frozenset(range(5)))
+        _recommend_align.align(paired(), frozenset(range(5)))
 
 
 @pytest.mark.parametrize("prompts", [10, 13, 700])
 def test_any_number_of_pairs_aligns_in_all_directions(prompts: int) -> None:
-    aligned = recommend_align.align(paired(prompts=prompts), frozenset())
+    aligned = _recommend_align.align(paired(prompts=prompts), frozenset())
     assert [part.shape for part in aligned] == [(DIMENSIONS, DIMENSIONS)] * 4
     assert all(np.isfinite(part).all() for part in aligned)
 
@@ -245,24 +293,60 @@ def test_trees_answer_as_the_library_that_fitted_them() -> None:
     table[:, 2] = 1 - np.float32(2**-24) * np.random.RandomState(2).randint(0, 30, 2000)
     wanted = table[:, 0] + np.nan_to_num(table[:, 1]) + (table[:, 2] > 1 - 1e-6) > 1.5
     settings = {"objective": "binary", "verbose": -1, "num_threads": 1, "max_depth": 5}
-    settings |= {"bagging_fraction": 0.5, "bagging_freq": 1}
-    boosters = [
-        lightgbm.train({**settings, "seed": seed}, lightgbm.Dataset(table, wanted.astype(int)), 20)
-        for seed in (0, 1)
-    ]
-    models = [booster.dump_model() for booster in boosters]
-    trees = Trees.read(recommend_fit._as_lists(models, list("abcd")))
-    answers = [np.asarray(booster.predict(table, raw_score=True)) for booster in boosters]
-    assert np.abs(answers[0] - answers[1]).max() > 0.01
-    raw = np.mean(answers, axis=0)
+    booster = lightgbm.train(settings, lightgbm.Dataset(table, wanted.astype(int)), 20)
+    trees = Trees.read(_recommend_trees._as_json(booster.dump_model(), list("abcd")))
+    raw = np.asarray(booster.predict(table, raw_score=True))
     assert trees.answer(table) == pytest.approx(raw, abs=2e-3)
 
 
-@pytest.mark.parametrize("column", recommend_fit.RISING)
-def test_more_evidence_never_makes_a_lora_less_fitting(column: str) -> None:
-    trees = load_ranking().trees
-    table = np.random.RandomState(0).rand(300, len(trees.columns)).astype(np.float32)
+@pytest.mark.parametrize("column", _recommend_trees.RISING)
+def test_more_evidence_hardly_ever_makes_a_lora_less_fitting(column: str) -> None:
+    ranking = load_ranking()
+    models = ranking.models
+    table = np.random.RandomState(0).rand(300, len(models.columns)).astype(np.float32)
     raised = table.copy()
-    raised[:, trees.columns.index(column)] += np.linspace(0, 2, 300, dtype=np.float32)
-    change = trees.answer(raised) - trees.answer(table)
+    raised[:, models.columns.index(column)] += np.linspace(0, 2, 300, dtype=np.float32)
+    change = models.trees.answer(raised) - models.trees.answer(table)
     assert change.min() > -1e-3  # leaves are kept with five digits
+    # The networks may take back a little of what it is raised by.
+    change = ranking.scale * (models.answer(raised) - models.answer(table))
+    assert change.min() > -0.1
+    assert change.mean() > 0.01
+
+
+# --------------------------------------------------------------------------- networks
+
+
+def lists(answered: float, prompts: int) -> Lists:
+    """Ten candidates each, of which one was used at most: the one that has more of a than all
+    others, by a lot. b says nothing; c is unknown of half the prompts."""
+    chance = np.random.RandomState(0)
+    tables, of_prompts = [], []
+    for number in range(prompts):
+        table = chance.rand(10, 3)
+        table[:, 2] = np.nan if number % 2 else 1.0
+        used = np.zeros(10, bool)
+        if chance.rand() < answered:
+            used[chance.randint(10)] = True
+            table[used, 0] += 3
+        tables.append(table.astype(np.float16))
+        of_prompts.append(used)
+    return Lists(("a", "b", "c"), tables, of_prompts)
+
+
+def test_networks_learn_which_was_used_and_that_nothing_was() -> None:
+    shown = lists(answered=0.5, prompts=4000)
+    networks = Networks.read(_recommend_networks.fit_networks(shown))
+    assert networks.scale.unknown.tolist() == [2]
+    # 0 is nothing's score.
+    right = [
+        np.array_equal(networks.answer(table.astype(np.float32)) > 0, used)
+        for table, used in zip(shown.tables[:500], shown.used, strict=False)
+    ]
+    assert np.mean(right) > 0.98
+
+
+def test_networks_are_fitted_on_however_few_lists() -> None:
+    one = _recommend_networks.fit_networks(lists(answered=1.0, prompts=1))
+    answer = Networks.read(one).answer(np.full((2, 3), np.nan, np.float32))
+    assert np.isfinite(answer).all()

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.embedding import DIMENSIONS
 from ..core.recommending.index import Floats
 from ..core.recommending.vectors import Alignment
-from .recommend_examples import Data, Prompt
+from ._recommend_examples import Data, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
