@@ -13,10 +13,6 @@ from .index import Floats
 Nodes = npt.NDArray[np.intp]
 """As numpy takes indices: it would turn any others into these, at every step."""
 
-_AT_ONCE = 32
-"""Rows answered together. What all trees hold of more of them leaves the processor's cache, and
-takes twice as long a row (measured)."""
-
 
 class Trees(NamedTuple):
     """All nodes of all trees in one list. In a leaf one goes left, to the leaf itself."""
@@ -54,10 +50,6 @@ class Trees(NamedTuple):
     def answer(self, table: Floats) -> np.ndarray:
         """The sum of all trees' answers, float64 [rows], for float32 [rows, columns]."""
         values = _twice(table)
-        some = range(0, max(1, len(table)), _AT_ONCE)
-        return np.concatenate([self._answer(values[at : at + _AT_ONCE]) for at in some])
-
-    def _answer(self, values: Floats) -> np.ndarray:
         first = (np.arange(len(values), dtype=np.intp) * values.shape[1])[:, None]
         at = np.broadcast_to(self.roots, (len(values), len(self.roots)))
         for _ in range(self.depth):

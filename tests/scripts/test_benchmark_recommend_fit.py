@@ -135,7 +135,7 @@ def test_nothing_of_the_fold_left_out_is_fitted_on(monkeypatch: pytest.MonkeyPat
 
 def test_a_prompt_that_needs_none_counts_half_in_calibrating() -> None:
     answers = [
-        recommend_fit.Answer(np.zeros(1), np.array([needs]), needs) for needs in (True, False)
+        recommend_fit.FirstThree(np.zeros(1), np.array([needs]), needs) for needs in (True, False)
     ]
     assert recommend_fit.calibrated(answers)["offset"] == pytest.approx(np.log(2), abs=1e-3)
 
